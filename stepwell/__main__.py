@@ -1,0 +1,42 @@
+"""`python -m stepwell`: each function declares one sub-command, COMMANDS lists them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def race(commands: Commands) -> None:
+    """Declare `race`."""
+    from .race import command
+
+    summary = "train one task with torch.optim and with stepwell, and compare"
+    parser = commands.add_parser("race", help=summary, description=f"{summary}.".capitalize())
+    command.add_arguments(parser)
+    parser.set_defaults(run=command.run)
+
+
+COMMANDS = (race,)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one sub-command, or print the help where none is named; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m stepwell")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for add in COMMANDS:
+        add(commands)
+    args = parser.parse_args(argv)
+    if not hasattr(args, "run"):
+        parser.print_help()
+        return 0
+    status: int = args.run(args)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""The ways to run a Program over many tensors, fastest first."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from importlib import import_module
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
+
+from ..cohort import Cohort, Facts
+from ..language import Program
+
+__all__ = ["BACKENDS", "Backend", "Launch", "choose"]
+
+log = logging.getLogger("stepwell")
+
+BACKENDS = ("cpu", "foreach", "eager")
+"""Module names in this package. `fused=True` asks for the first, `foreach=True` for "foreach"."""
+
+
+class Launch(Protocol):
+    """A cohort made ready to be updated again and again."""
+
+    cohort: Cohort
+
+    def __init__(self, cohort: Cohort) -> None: ...
+
+    def load(self, grads: list[Tensor], grad_scale: float | None) -> bool:
+        """Read what this step needs; False if the facts of the cohort have changed."""
+
+    def shares(self, found: Sequence[Mapping[Any, float]]) -> list[tuple[int | None, float]]:
+        """What each parameter adds to the next total of the program: (group or None, number)."""
+
+    def run(self, found: Sequence[Mapping[Any, float]] = ()) -> None:
+        """Update the parameters and their state, given all totals of the program."""
+
+
+class Backend(NamedTuple):
+    """One way to run a program."""
+
+    name: str
+    refuses: Callable[[Program, Facts], str | None]
+    launch: Callable[[Cohort], Launch]
+
+
+@cache
+def backend(name: str) -> Backend:
+    """A back-end by name; its module is imported when it is first asked for."""
+    module: Any = import_module(f"{__name__}.{name}")
+    return Backend(name, module.refuses, module.Launch)
+
+
+def choose(cohort: Cohort) -> Backend:
+    """The fastest back-end that can run this cohort's program on its parameters."""
+    program, facts = cohort.program, cohort.facts
+    first = "eager" if cohort.aliased else facts.request or BACKENDS[0]
+    for name in BACKENDS[BACKENDS.index(first) :]:
+        candidate = backend(name)
+        reason = candidate.refuses(program, facts)
+        if reason is None:
+            return candidate
+        log.debug("%s: not on back-end %s: %s", program.name, name, reason)
+    raise RuntimeError(f"{program.name}: no back-end can run this step")

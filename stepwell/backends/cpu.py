@@ -1,0 +1,276 @@
+"""Native code for the processor: one pass over memory, one call for all tensors of a cohort."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ..cohort import Cohort, Facts
+from ..language import Program
+from ..native import llvm, openmp, tensors
+from ..native.lowering import CONTEXT, MEMORY, SUPPORTED, Kernel, lower
+
+NAME = "cpu"
+
+# Elements per block. A block of every slot of AdamW in float32 fits into an L2 cache; the size is
+# part of the result of a reduction, so it is the same everywhere.
+BLOCK = 16384
+# Waking a thread costs about as much as this many elements.
+GRAIN = 16384
+
+REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}
+
+
+def refuses(program: Program, facts: Facts) -> str | None:
+    """Why this cohort cannot run here, or None."""
+    missing = program.ops - SUPPORTED
+    if missing:
+        return f"no operation {', '.join(sorted(missing))}"
+    if facts.device.type != "cpu" or facts.layout != "dense":
+        return f"{facts.layout} memory on {facts.device}"
+    dtypes = {facts.param_dtype, facts.grad_dtype, *facts.state_dtypes}
+    strange = {dtype for dtype in dtypes if REAL.get(dtype, dtype) not in MEMORY}
+    if strange:
+        return f"dtype {', '.join(map(str, strange))}"
+    if facts.param_dtype.is_complex != facts.grad_dtype.is_complex:
+        return "a gradient that is not as complex as its parameter"
+    if torch.float16 in dtypes and llvm.features().isdisjoint({"f16c", "neon"}):
+        return "no conversion of float16 in this processor"
+    if not tensors.is_available():
+        return "this torch has no DLPack exchange interface"
+    return None
+
+
+@cache
+def _compiled(
+    program: Program, dtypes: tuple[tuple[str, torch.dtype], ...]
+) -> tuple[Kernel, llvm.Library, Any]:
+    kernel = lower(program, dict(dtypes), openmp.runtime())
+    library = llvm.load(kernel.ir)
+    # a CFUNCTYPE gives the interpreter's lock away while it runs
+    signature = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
+    return kernel, library, signature(library.address("run"))
+
+
+class Launch:
+    """The tables of a cohort, and the compiled program that works through them."""
+
+    def __init__(self, cohort: Cohort) -> None:
+        self.cohort = cohort
+        dtypes, self._fresh = _slots_of(cohort)
+        self.kernel, self._library, self._call = _compiled(cohort.program, tuple(dtypes.items()))
+        self._dtypes = {name: dtypes[name] for name in self.kernel.slots}
+        self._state_names = self.kernel.slots[2:]
+        _bring_to_layout(cohort)
+        self._has_turned = Tensor.is_conj if cohort.facts.param_dtype.is_complex else Tensor.is_neg
+        self._odd: list[int] = []
+        self._grads: list[Tensor] = []
+        self._scale: float | None = None
+        self._reader: tensors.Reader | None = None
+        self._spent = False
+        self._make_tables()
+
+    def _make_tables(self) -> None:
+        cohort, kernel = self.cohort, self.kernel
+        factor = 2 if cohort.facts.param_dtype.is_complex else 1
+        sizes = np.array([factor * param.numel() for param in cohort.params], np.int64)
+        blocks, first = _blocks(sizes)
+        width = max(len(kernel.reduced), 1)
+        double = cohort.facts.param_dtype in (torch.float64, torch.complex128)
+        self._work = np.concatenate([[0], np.cumsum(blocks[:, 2] + 64)])
+        self._tables: dict[str, npt.NDArray[Any]] = {
+            "hyperparameters": cohort.hyperparameters.table,
+            "groups": np.array(cohort.group_indices, np.int64),
+            "numbers": np.zeros((len(sizes), kernel.columns), np.float64 if double else np.float32),
+            "blocks": blocks,
+            "partials": np.zeros((len(blocks), width)),
+            "reductions": np.zeros((len(sizes), width)),
+            "first_block": first,
+            "numels": sizes.astype(np.float64),
+        }
+        self._elements = int(sizes.sum())
+        self._sizes = sizes
+        self._context = np.zeros(len(CONTEXT), np.int64)
+        self._context[CONTEXT.index("rows")] = len(sizes)
+        for name, table in self._tables.items():
+            self._context[CONTEXT.index(name)] = table.ctypes.data
+        self._context_address = self._context.ctypes.data
+        self._threads = 0
+        self._written = b""
+        # bytes of each slot but the gradient, by row
+        self._written_sizes = np.array(
+            [
+                MEMORY[dtype].size * (np.ones_like(sizes) if name in kernel.scalars else sizes)
+                for name, dtype in self._dtypes.items()
+                if name != "grad"
+            ]
+        )
+
+    def load(self, grads: list[Tensor], grad_scale: float | None) -> bool:
+        """Read all addresses; False if the cohort's facts are no longer true."""
+        if self._spent:
+            return False
+        self._grads, self._scale = grads, grad_scale
+        reader = self._reader
+        if reader is None:
+            reader = self._first_look(grads)
+        try:
+            if any(map(self._has_turned, grads)):
+                grads = [grad.resolve_conj().resolve_neg() for grad in grads]
+            if self._odd:
+                grads = self._at_layout(grads)
+            items = self.cohort.params + grads
+            for name in self._state_names:
+                items += self._fresh.get(name) or [state[name] for state in self.cohort.states]
+        except (KeyError, TypeError, AttributeError):
+            # a gradient that is None, or state that was taken away: a new plan will see it
+            return False
+        self._items = items
+        if not reader.read(items):
+            return False
+        return self._share_no_memory(reader.addresses)
+
+    def _first_look(self, grads: list[Tensor]) -> tensors.Reader:
+        params = self.cohort.params
+        pairs = enumerate(zip(params, grads, strict=True))
+        self._odd = [i for i, (param, grad) in pairs if grad.stride() != param.stride()]
+        items = params + self._at_layout(grads)
+        for name in self._state_names:
+            items += self._fresh.get(name) or self.cohort.state_tensors(name)
+        self._reader = tensors.Reader(items)
+        self._context[CONTEXT.index("addresses")] = self._reader.addresses.ctypes.data
+        return self._reader
+
+    def _at_layout(self, grads: list[Tensor]) -> list[Tensor]:
+        grads = list(grads)
+        for i in self._odd:
+            param, grad = self.cohort.params[i], grads[i]
+            if grad.shape == param.shape and grad.stride() != param.stride():
+                grads[i] = torch.empty_like(param, dtype=grad.dtype).copy_(grad)
+        return grads
+
+    def _share_no_memory(self, addresses: npt.NDArray[np.int64]) -> bool:
+        """Whether everything that is written lies apart; looked at again when it has moved."""
+        rows = len(self._sizes)
+        written = addresses.reshape(-1, rows)[[0, *range(2, len(self.kernel.slots))]]
+        key = written.tobytes()
+        if key == self._written:
+            return True
+        ends = written + self._written_sizes
+        apart = not tensors.overlapping(written.ravel(), ends.ravel()).any()
+        self._written = key if apart else b""
+        return apart
+
+    def shares(self, found: Sequence[Mapping[Any, float]]) -> list[tuple[int | None, float]]:
+        """Run the sweeps that the next total needs; what each parameter adds to it."""
+        if len(found) >= len(self.kernel.totals):
+            return []
+        self._fill(found)
+        node = self.kernel.totals[len(found)]
+        if node.op == "numel":
+            values = self._tables["numels"].tolist()
+        else:
+            self._sweep(0, self.kernel.passes[node])
+            values = self._tables["reductions"][:, self.kernel.reduced.index(node)].tolist()
+        across_groups = node.value == "all"
+        keys = [None if across_groups else group for group in self.cohort.group_indices]
+        return list(zip(keys, values, strict=True))
+
+    def _fill(self, found: Sequence[Mapping[Any, float]]) -> None:
+        for total, node in zip(found, self.kernel.totals, strict=False):
+            column = self.kernel.reduced.index(node)
+            for row, group in enumerate(self.cohort.group_indices):
+                self._tables["reductions"][row, column] = total[
+                    None if node.value == "all" else group
+                ]
+
+    def run(self, found: Sequence[Mapping[Any, float]] = ()) -> None:
+        """Update the parameters and their state."""
+        first = 0
+        if found:
+            self._fill(found)
+            # with totals alone, the sweep that collected them need not be done again
+            only_totals = all(node.value != "tensor" for node in self.kernel.reduced)
+            first = self.kernel.sweeps - 1 if only_totals and self.kernel.sweeps == 2 else 0
+        if self.kernel.sweeps > 1 and first == 0 and found:
+            self._sweep_keeping_totals(found)
+        else:
+            self._sweep(first, self.kernel.sweeps)
+        self._finish()
+
+    def _sweep_keeping_totals(self, found: Sequence[Mapping[Any, float]]) -> None:
+        for k in range(self.kernel.sweeps):
+            self._sweep(k, k + 1)
+            self._fill(found)
+
+    def _sweep(self, first: int, last: int) -> None:
+        threads = max(1, min(openmp.threads(), self._elements // GRAIN))
+        if threads != self._threads:
+            self._share_out(threads)
+        self._call(self._context_address, first, last)
+
+    def _share_out(self, threads: int) -> None:
+        cuts = np.linspace(0, self._work[-1], threads + 1)
+        self._bounds = np.searchsorted(self._work, cuts).astype(np.int64)
+        self._bounds[-1] = len(self._work) - 1
+        self._context[CONTEXT.index("bounds")] = self._bounds.ctypes.data
+        self._context[CONTEXT.index("threads")] = threads
+        self._threads = threads
+
+    def _finish(self) -> None:
+        torch.autograd.graph.increment_version(self.cohort.params)
+        for name, values in self._fresh.items():
+            self._spent = True
+            for state, value in zip(self.cohort.states, values, strict=True):
+                state[name] = value
+        if "grad" in self.cohort.program.outputs:
+            rows = len(self._sizes)
+            for grad, used in zip(self._grads, self._items[rows : 2 * rows], strict=True):
+                if grad is not used:
+                    grad.copy_(used)
+
+
+def _slots_of(cohort: Cohort) -> tuple[dict[str, torch.dtype], dict[str, list[Tensor]]]:
+    """The real dtype of each slot that the program has, and tensors for those without a value."""
+    facts, program = cohort.facts, cohort.program
+    present = [name for name in program.slots if name not in facts.absent]
+    dtypes = {
+        "param": facts.param_dtype,
+        "grad": facts.grad_dtype,
+        **dict(zip(present, facts.state_dtypes, strict=True)),
+        **dict.fromkeys(facts.absent, facts.param_dtype),
+    }
+    read = {str(node.value) for node in program.nodes if node.op == "state"}
+    used = {"param", "grad"} | read | program.outputs.keys()
+    real = {name: REAL.get(dtype, dtype) for name, dtype in dtypes.items() if name in used}
+    fresh = {
+        name: [torch.empty_like(param).detach() for param in cohort.params]
+        for name in facts.absent & used
+    }
+    return real, fresh
+
+
+def _bring_to_layout(cohort: Cohort) -> None:
+    """Give state that lies in another order of memory than its parameter the same order."""
+    for param, state in zip(cohort.params, cohort.states, strict=True):
+        for name in cohort.program.element_slots:
+            value = state.get(name)
+            if value is not None and value.stride() != param.stride():
+                state[name] = torch.empty_like(param, dtype=value.dtype).copy_(value)
+
+
+def _blocks(sizes: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The blocks (row, start, length) of all rows, and the first block of each row."""
+    counts = -(-sizes // BLOCK)
+    first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    rows = np.repeat(np.arange(len(sizes)), counts)
+    starts = (np.arange(first[-1]) - first[rows]) * BLOCK
+    lengths = np.minimum(BLOCK, sizes[rows] - starts)
+    return np.stack([rows, starts, lengths], axis=1).astype(np.int64), first

@@ -1,0 +1,170 @@
+"""The reference: calls the formula itself, one tensor at a time.
+
+Differentiable, for any device, layout and tensor subclass. Arithmetic is in float32 for half
+precision and in float64 where the parameter is; complex numbers are pairs of reals; of a sparse
+gradient only the rows that are there are looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..cohort import Cohort, Facts, facts_hold
+from ..language import Program
+from ..language.functions import Totals, answering
+
+NAME = "eager"
+
+Found = Sequence[Mapping[Any, float]]
+"""The totals that are known, each by group."""
+
+Rows = tuple[Tensor, ...] | None
+"""The indices of the rows that a sparse gradient has, or None for all."""
+
+
+def refuses(program: Program, facts: Facts) -> str | None:
+    """Nothing is refused: this is where all others fall back to."""
+    return None
+
+
+class Launch:
+    """One step of a cohort, a parameter after the other."""
+
+    def __init__(self, cohort: Cohort) -> None:
+        self.cohort = cohort
+        self.grads: list[Tensor] = []
+        self.grad_scale: float | None = None
+
+    def load(self, grads: list[Tensor], grad_scale: float | None) -> bool:
+        """Take this step's gradients; False if the cohort's facts are no longer true."""
+        self.grads, self.grad_scale = grads, grad_scale
+        return facts_hold(self.cohort, grads)
+
+    def shares(self, found: Found) -> list[tuple[int | None, float]]:
+        """What each parameter adds to the next total that the formula asks for."""
+        collectors = [self._evaluate(row, found)[0] for row in range(len(self.grads))]
+        return [c.share for c in collectors if c.share is not None]
+
+    def run(self, found: Found = ()) -> None:
+        """Evaluate the formula for each parameter, then store."""
+        for row in range(len(self.grads)):
+            _, view, result = self._evaluate(row, found)
+            with torch.set_grad_enabled(self.cohort.facts.differentiable):
+                view.store(*result)
+
+    def _evaluate(self, index: int, found: Found) -> tuple[Totals, _Row, Any]:
+        row = self._row(index, self.cohort.facts.differentiable)
+        collector = Totals(found, row.group_index)
+        with torch.set_grad_enabled(row.differentiable), answering(collector):
+            return collector, row, row.evaluate(self.cohort.program.formula.update)
+
+    def _row(self, index: int, differentiable: bool) -> _Row:
+        group = {**self.cohort.group(index), "grad_scale": self.grad_scale}
+        return _Row(self.cohort, index, self.grads[index], group, differentiable)
+
+
+class _Row:
+    """One parameter with its gradient and state, in the precision of the formula."""
+
+    def __init__(
+        self,
+        cohort: Cohort,
+        index: int,
+        grad: Tensor,
+        group: Mapping[str, Any],
+        differentiable: bool,
+    ) -> None:
+        self.param, self.state = cohort.params[index], cohort.states[index]
+        self.group_index = cohort.group_indices[index]
+        self.group = SimpleNamespace(**group)
+        self.slots = cohort.program.slots
+        self.differentiable = differentiable
+        self.rows: Rows = None
+        self.grad = grad
+        if grad.layout is torch.sparse_coo:
+            self.grad = grad.coalesce()
+            self.rows = tuple(self.grad.indices())
+
+    def evaluate(self, update: Any) -> tuple[Any, dict[str, Any]]:
+        """The new parameter and the state that the formula assigned."""
+        grad = self.grad.values() if self.rows else self.grad
+        # autograd may need the old value after the parameter has been overwritten
+        param = self.param.clone() if self.differentiable else self.param.detach()
+        state = _State(self)
+        new_param = update(self.read(param), self.read(grad, whole=True), state, self.group)
+        return new_param, state.assigned
+
+    def read(self, tensor: Tensor, *, whole: bool = False) -> Tensor:
+        """A tensor as the formula sees it."""
+        if self.rows and not whole:
+            tensor = tensor[self.rows]
+        if tensor.is_complex():
+            tensor = torch.view_as_real(tensor.resolve_conj())
+        double = self.param.dtype in (torch.float64, torch.complex128)
+        return tensor.to(torch.float64 if double else torch.float32)
+
+    def read_state(self, name: str) -> Any:
+        """An entry of the state: a tensor, a number, or None."""
+        value = self.state.get(name)
+        if self.slots[name].scalar and isinstance(value, Tensor):
+            # a number on an accelerator stays there: looking at it would wait
+            return value.item() if value.device.type == "cpu" else value
+        return value if value is None else self.read(value)
+
+    def store(self, new_param: Any, assigned: Mapping[str, Any]) -> None:
+        """Write what the formula made."""
+        for name, value in assigned.items():
+            if name == "grad":
+                self.write(self.grad.values() if self.rows else self.grad, value, whole=True)
+            else:
+                self._store_state(name, value)
+        self.write(self.param, new_param)
+
+    def _store_state(self, name: str, value: Any) -> None:
+        old = self.state.get(name)
+        if self.slots[name].scalar:
+            self.state[name].copy_(value) if isinstance(value, Tensor) else old.fill_(value)
+        elif isinstance(old, Tensor) and not self.differentiable:
+            self.write(old, value)
+        else:
+            like = old if isinstance(old, Tensor) else self.param
+            self.state[name] = self._like(value, like)
+
+    def _like(self, value: Tensor, like: Tensor) -> Tensor:
+        if like.is_complex():
+            value = torch.view_as_complex(value.contiguous())
+        return value.to(like.dtype).clone(memory_format=torch.preserve_format)
+
+    def write(self, target: Tensor, value: Any, *, whole: bool = False) -> None:
+        """Overwrite a tensor, or its rows, with a value of the formula."""
+        if self.rows and not whole:
+            target[self.rows] = value.to(target.dtype)
+            return
+        target = torch.view_as_real(target) if target.is_complex() else target
+        target.copy_(value) if isinstance(value, Tensor) else target.fill_(value)
+
+
+class _State:
+    """What a formula sees as `state`: reads the entries, keeps what is assigned."""
+
+    def __init__(self, row: _Row) -> None:
+        object.__setattr__(self, "_row", row)
+        object.__setattr__(self, "assigned", {})
+
+    _row: _Row
+    assigned: dict[str, Any]
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self.assigned and name == "step":
+            self.assigned["step"] = self._row.read_state("step") + 1
+        if name in self.assigned:
+            return self.assigned[name]
+        return self._row.read_state(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self.assigned[name] = value

@@ -1,0 +1,285 @@
+"""One torch._foreach_* call per operation, for any device; in place wherever a value is used up.
+
+A result takes over the memory of an argument that nothing needs any more: a temporary, or the
+old value of the entry of the state that the result leads to. What remains is what the formula
+forces, at most a few temporaries of the size of the cohort.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from itertools import starmap
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..cohort import Cohort, Facts, columns_of, facts_hold
+from ..language import Program, functions
+from ..language.expr import FOLD, Expr, Kind
+
+NAME = "foreach"
+
+List = list[Tensor]
+Numbers = list[float]
+
+# Operations that torch has for lists of tensors, with the name of the function; in place it ends
+# in an underscore. The second argument may be a list of numbers.
+LISTED = {
+    "add": "_foreach_add",
+    "sub": "_foreach_sub",
+    "mul": "_foreach_mul",
+    "div": "_foreach_div",
+    "pow": "_foreach_pow",
+    "maximum": "_foreach_maximum",
+    "minimum": "_foreach_minimum",
+    "neg": "_foreach_neg",
+    "abs": "_foreach_abs",
+    "sqrt": "_foreach_sqrt",
+    "exp": "_foreach_exp",
+    "log": "_foreach_log",
+    "sign": "_foreach_sign",
+    "lerp": "_foreach_lerp",
+}
+COMMUTATIVE = frozenset({"add", "mul", "maximum", "minimum"})
+
+# What a formula does with numbers, and with tensors where torch has no call for a list of them.
+SINGLE: dict[str, Callable[..., Any]] = {
+    **FOLD,
+    "sub": operator.sub,
+    "lt": operator.lt,
+    "le": operator.le,
+    "gt": operator.gt,
+    "ge": operator.ge,
+    "eq": operator.eq,
+    "ne": operator.ne,
+    "and": operator.and_,
+    "or": operator.or_,
+    "not": lambda x: not x if isinstance(x, bool) else ~x,
+    "abs": abs,
+    "where": functions.where,
+    "sqrt": functions.sqrt,
+    "exp": functions.exp,
+    "log": functions.log,
+    "sign": functions.sign,
+    "atan2": functions.atan2,
+    "isfinite": functions.isfinite,
+    "maximum": functions.maximum,
+    "minimum": functions.minimum,
+    "lerp": functions.lerp,
+}
+LEAVES = frozenset({"param", "grad", "state", "group", "const", "numel"})
+
+
+def refuses(program: Program, facts: Facts) -> str | None:
+    """Why this cohort cannot run here, or None."""
+    missing = program.ops - LEAVES - SINGLE.keys()
+    if missing:
+        return f"no operation {', '.join(sorted(missing))}"
+    if program.totals:
+        return "a value depends on several parameters"
+    if facts.layout in ("sparse", "subclass"):
+        return f"{facts.layout} memory"
+    if any(slot.over is not None for slot in program.slots.values()):
+        return "state that is smaller than its parameter"
+    return None
+
+
+class Launch:
+    """A cohort whose tensors are updated as lists."""
+
+    def __init__(self, cohort: Cohort) -> None:
+        self.cohort = cohort
+        self._grads: List = []
+        self._plan = _Liveness(cohort.program)
+        self._columns = {name: i for i, name in enumerate(columns_of(cohort.program.formula))}
+
+    def load(self, grads: list[Tensor], grad_scale: float | None) -> bool:
+        """Take this step's gradients; False if the cohort's facts are no longer true."""
+        self._grads = grads
+        return facts_hold(self.cohort, grads)
+
+    def shares(self, found: Sequence[Mapping[Any, float]]) -> list[tuple[int | None, float]]:
+        """No program with totals comes here."""
+        return []
+
+    @torch.no_grad()
+    def run(self, found: Sequence[Mapping[Any, float]] = ()) -> None:
+        """Go through the program once, for all tensors at a time."""
+        cohort, program = self.cohort, self.cohort.program
+        slots = self._slots()
+        numbers = self._numbers()
+        values: dict[Expr, List] = {}
+        homes: dict[Expr, str | None] = {}
+        for node in program.nodes:
+            if node.kind is not Kind.ELEMENT:
+                continue
+            if node.op in LEAVES:
+                values[node], homes[node] = slots[str(node.value)], str(node.value)
+                continue
+            place = self._plan.place(node, homes)
+            values[node] = _apply(node, [_argument(a, values, numbers) for a in node.args], place)
+            homes[node] = None if place is None else homes[node.args[place]]
+            for spent in self._plan.spent[node]:
+                values.pop(spent, None)
+        self._store(values, numbers, homes, slots)
+        for name in cohort.program.scalar_slots:
+            if name in program.outputs:
+                new = numbers[program.outputs[name]]
+                for state, value in zip(cohort.states, new, strict=True):
+                    state[name].fill_(value)
+
+    def _slots(self) -> dict[str, List]:
+        cohort, absent = self.cohort, self.cohort.facts.absent
+        slots = {"param": cohort.params, "grad": self._grads}
+        for name in cohort.program.element_slots:
+            if name not in absent:
+                slots[name] = cohort.state_tensors(name)
+        return {name: [self._compute(t.detach()) for t in value] for name, value in slots.items()}
+
+    def _compute(self, tensor: Tensor) -> Tensor:
+        if tensor.is_complex():
+            tensor = torch.view_as_real(tensor.resolve_conj())
+        double = self.cohort.facts.param_dtype in (torch.float64, torch.complex128)
+        return tensor.to(torch.float64 if double else torch.float32)
+
+    def _numbers(self) -> dict[Expr, Numbers]:
+        """The value of each node that is one number per parameter, by row."""
+        cohort = self.cohort
+        state = {n: [float(t) for t in cohort.state_tensors(n)] for n in cohort.program.scalar_slots}
+        values: dict[Expr, Numbers] = {}
+        known: dict[tuple[Any, ...], int] = {}
+        order = []
+        for row, group in enumerate(cohort.group_indices):
+            key = (group, *(numbers[row] for numbers in state.values()))
+            order.append(known.setdefault(key, row))
+        rows = sorted(set(order))
+        for node in cohort.program.nodes:
+            if node.kind is Kind.ELEMENT:
+                continue
+            some = {row: self._number(node, row, values, state) for row in rows}
+            values[node] = [some[row] for row in order]
+        return values
+
+    def _number(
+        self, node: Expr, row: int, values: dict[Expr, Numbers], state: dict[str, Numbers]
+    ) -> float:
+        if node.op == "const":
+            return float(node.value or 0)
+        if node.op == "state":
+            return state[str(node.value)][row]
+        if node.op == "group":
+            table = self.cohort.hyperparameters.table
+            return float(table[self.cohort.group_indices[row], self._columns[str(node.value)]])
+        if node.op == "numel":
+            return float(self._compute(self.cohort.params[row].detach()).numel())
+        return SINGLE[node.op](*(values[arg][row] for arg in node.args))
+
+    def _store(
+        self,
+        values: dict[Expr, List],
+        numbers: dict[Expr, Numbers],
+        homes: dict[Expr, str | None],
+        slots: dict[str, List],
+    ) -> None:
+        cohort = self.cohort
+        outputs = {
+            name: node
+            for name, node in cohort.program.outputs.items()
+            if name not in cohort.program.scalar_slots
+        }
+        new: dict[str, Any] = {}
+        for name, node in outputs.items():
+            value = _argument(node, values, numbers)
+            # another slot's memory, which is about to be overwritten
+            foreign = node in homes and homes[node] not in (None, name)
+            new[name] = torch._foreach_clone(value) if foreign else value
+        for name, value in new.items():
+            if name in cohort.facts.absent:
+                self._create(name, value)
+                continue
+            targets = self._targets(name)
+            if isinstance(value[0], float):
+                for target, number in zip(targets, value, strict=True):
+                    target.fill_(number)
+            elif homes[outputs[name]] != name or value[0].dtype != targets[0].dtype:
+                torch._foreach_copy_(targets, value)
+
+    def _targets(self, name: str) -> List:
+        tensors = {"param": self.cohort.params, "grad": self._grads}.get(name)
+        tensors = self.cohort.state_tensors(name) if tensors is None else tensors
+        return [torch.view_as_real(t.detach()) if t.is_complex() else t.detach() for t in tensors]
+
+    def _create(self, name: str, value: list[Any]) -> None:
+        for param, state, new in zip(self.cohort.params, self.cohort.states, value, strict=True):
+            state[name] = torch.empty_like(param).detach()
+            target = state[name]
+            (torch.view_as_real(target) if target.is_complex() else target).copy_(new)
+
+
+class _Liveness:
+    """When each value of a program is used for the last time, and where a result may go."""
+
+    def __init__(self, program: Program) -> None:
+        last: dict[Expr, Expr] = {}
+        for node in program.nodes:
+            last.update(dict.fromkeys(node.args, node))
+        kept = set(program.outputs.values())
+        self.spent: dict[Expr, list[Expr]] = {node: [] for node in program.nodes}
+        for value, node in last.items():
+            if value not in kept:
+                self.spent[node].append(value)
+        self._leads_to = {name: _ancestors(node) for name, node in program.outputs.items()}
+
+    def place(self, node: Expr, homes: dict[Expr, str | None]) -> int | None:
+        """The argument whose memory the result may have, or None."""
+        candidates = range(2) if node.op in COMMUTATIVE and len(node.args) == 2 else range(1)
+        for index in candidates:
+            arg = node.args[index]
+            if arg.kind is not Kind.ELEMENT or arg not in self.spent[node] or node.op not in LISTED:
+                continue
+            home = homes[arg]
+            if home is None or (home != "grad" and node in self._leads_to.get(home, ())):
+                return index
+        return None
+
+
+def _ancestors(node: Expr) -> set[Expr]:
+    found: set[Expr] = set()
+    stack = [node]
+    while stack:
+        found.add(current := stack.pop())
+        stack += [arg for arg in current.args if arg not in found]
+    return found
+
+
+def _argument(node: Expr, values: dict[Expr, List], numbers: dict[Expr, Numbers]) -> Any:
+    return values[node] if node.kind is Kind.ELEMENT else numbers[node]
+
+
+def _apply(node: Expr, args: list[Any], place: int | None) -> List:
+    if place == 1 or (node.op in COMMUTATIVE and _is_numbers(args[0])):
+        args = args[::-1]
+    if node.op in LISTED and not any(map(_is_numbers, args[:1])):
+        if node.op != "lerp" or not _is_numbers(args[1]):
+            function = getattr(torch, LISTED[node.op] + ("" if place is None else "_"))
+            result = function(*(_one_if_same(arg) for arg in args))
+            return args[0] if place is not None else list(result)
+    if node.op == "sub" and _is_numbers(args[0]):
+        return list(torch._foreach_add(torch._foreach_neg(args[1]), _one_if_same(args[0])))
+    if node.op == "div" and _is_numbers(args[0]):
+        return list(torch._foreach_mul(torch._foreach_reciprocal(args[1]), _one_if_same(args[0])))
+    return list(starmap(SINGLE[node.op], zip(*args, strict=True)))
+
+
+def _is_numbers(value: Any) -> bool:
+    return isinstance(value[0], (float, bool))
+
+
+def _one_if_same(value: Any) -> Any:
+    # the overload for one number launches less than the one for a list of them
+    if _is_numbers(value) and (value.count(value[0]) == len(value) or math.isnan(value[0])):
+        return value[0]
+    return value

@@ -1,0 +1,209 @@
+"""Cohort: parameters with equal static facts, which one launch updates together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from .language import Formula, Program
+from .language.fields import Slot
+
+__all__ = ["Cohort", "Facts", "Hyperparameters", "facts_hold", "facts_of"]
+
+PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
+"""The types whose memory is what it seems to be; a subclass may mean something else."""
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether the elements fill one stretch of memory, each once, in any order of dimensions."""
+    if tensor.is_contiguous():
+        return True
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a back-end must know before it accepts parameters; equal facts share a launch.
+
+    `layout` is "dense", "strided" (gaps, or elements that share memory), "sparse" (the gradient)
+    or "subclass".
+    `request` is what `foreach`, `fused` and `differentiable` ask for: the name of a back-end, or
+    None for the fastest.
+    """
+
+    static: tuple[tuple[str, Any], ...]
+    absent: frozenset[str]
+    device: torch.device
+    param_dtype: torch.dtype
+    grad_dtype: torch.dtype
+    state_dtypes: tuple[torch.dtype, ...]
+    layout: str
+    request: str | None
+    differentiable: bool
+
+
+def columns_of(formula: Formula) -> list[str]:
+    """The numbers among the hyperparameters, `betas.0` for the first of `betas`."""
+    return [
+        f"{f.name}.{i}" if f.items else f.name
+        for f in formula.fields.values()
+        for i in range(len(f.items) or 1)
+        if f.kind in ("number", "tuple")
+    ]
+
+
+class Hyperparameters:
+    """The numbers of all groups: a row of float64 per group, a column per number of the formula.
+
+    Groups are read afresh at every `refresh`; a number that is a tensor is looked at each time.
+    """
+
+    def __init__(self, formula: Formula, groups: list[dict[str, Any]]) -> None:
+        self.formula = formula
+        self.groups = groups
+        self.names = [name for name in formula.fields if name != "grad_scale"]
+        self.columns = columns_of(formula)
+        self.table: npt.NDArray[np.float64] = np.full((len(groups), len(self.columns)), np.nan)
+        self._seen: list[Any] = [None] * len(groups)
+        self._static: list[Any] = [None] * len(groups)
+        self._scale: float | None = None
+
+    def refresh(self, grad_scale: float | None) -> bool:
+        """Read all groups; False if a fact that a formula may branch on has changed."""
+        same = True
+        for index, group in enumerate(self.groups):
+            values = [group[name] for name in self.names]
+            if self._is_stale(index, values, grad_scale):
+                same &= self._store(index, values, grad_scale)
+        self._scale = grad_scale
+        return same
+
+    def _is_stale(self, index: int, values: list[Any], grad_scale: float | None) -> bool:
+        seen = self._seen[index]
+        return seen is None or grad_scale != self._scale or bool(seen != values)
+
+    def _store(self, index: int, values: list[Any], grad_scale: float | None) -> bool:
+        group = dict(zip(self.names, values, strict=True), grad_scale=grad_scale)
+        row: list[float] = []
+        has_tensor = False
+        for f in self.formula.fields.values():
+            if f.kind in ("number", "tuple"):
+                value = group[f.name]
+                for v in value if f.items else (value,):
+                    has_tensor |= isinstance(v, Tensor)
+                    row.append(float("nan") if v is None else float(v))
+        self.table[index] = row
+        static = self.formula.static(group)
+        same = self._static[index] is None or self._static[index] == static
+        self._static[index] = static
+        # a tensor can change in place, behind an equal list
+        self._seen[index] = None if has_tensor else values
+        return same
+
+
+@dataclass
+class Cohort:
+    """The parameters of one launch, with their groups and states, in the optimizer's order.
+
+    `aliased` parameters share memory with each other: they must be updated one after the other.
+    """
+
+    program: Program
+    facts: Facts
+    hyperparameters: Hyperparameters
+    aliased: bool = False
+    params: list[Tensor] = field(default_factory=list)
+    states: list[dict[str, Any]] = field(default_factory=list)
+    group_indices: list[int] = field(default_factory=list)
+
+    def group(self, row: int) -> Mapping[str, Any]:
+        """The hyperparameters of one parameter."""
+        return self.hyperparameters.groups[self.group_indices[row]]
+
+    def state_tensors(self, name: str) -> list[Any]:
+        """One entry of the state of each parameter; KeyError if one is missing."""
+        return [state[name] for state in self.states]
+
+
+def facts_of(
+    program: Program,
+    static: tuple[tuple[str, Any], ...],
+    tensors: tuple[Tensor, Tensor],
+    state: Mapping[str, Any],
+    group: Mapping[str, Any],
+) -> Facts:
+    """The facts of one parameter, its gradient and its state, as they are now."""
+    param, grad = tensors
+    return Facts(
+        static=static,
+        absent=frozenset(name for name in program.slots if state.get(name) is None),
+        device=param.device,
+        param_dtype=param.dtype,
+        grad_dtype=grad.dtype,
+        state_dtypes=tuple(state[n].dtype for n in program.slots if state.get(n) is not None),
+        layout=_layout(param, grad),
+        request=_request(group),
+        differentiable=bool(group["differentiable"]),
+    )
+
+
+def _layout(param: Tensor, grad: Tensor) -> str:
+    if grad.layout is not torch.strided:
+        return "sparse"
+    if type(param) not in PLAIN_TYPES or type(grad) not in PLAIN_TYPES:
+        return "subclass"
+    return "dense" if _is_dense(param) else "strided"
+
+
+def _request(group: Mapping[str, Any]) -> str | None:
+    foreach, fused = group.get("foreach"), group.get("fused")
+    if group["differentiable"]:
+        return "eager"
+    if fused or foreach:
+        return "foreach" if foreach else None
+    # torch: False for either asks for the plain loop
+    return "eager" if fused is False or foreach is False else None
+
+
+def facts_hold(cohort: Cohort, grads: list[Tensor]) -> bool:
+    """Whether every parameter of the cohort still is what it was when the cohort was formed."""
+    facts, slots = cohort.facts, cohort.program.slots
+    for row, (param, state) in enumerate(zip(cohort.params, cohort.states, strict=True)):
+        grad = grads[row]
+        if grad is None or grad.shape != param.shape:
+            return False
+        found = facts_of(cohort.program, facts.static, (param, grad), state, cohort.group(row))
+        if found != facts or any(is_unfit(slot, param, state.get(n)) for n, slot in slots.items()):
+            return False
+    return True
+
+
+def is_unfit(slot: Slot, param: Tensor, value: Tensor | None) -> bool:
+    """Whether an entry of the state has the wrong shape, or lies on another device."""
+    if value is None:
+        return slot.initial is not None
+    if slot.scalar:
+        return value.numel() != 1
+    return value.shape != state_shape(slot, param) or value.device != param.device
+
+
+def state_shape(slot: Slot, param: Tensor) -> torch.Size:
+    """The shape of an entry of the state."""
+    if slot.scalar:
+        return torch.Size()
+    shape = list(param.shape)
+    if slot.over is not None and shape:
+        shape[slot.over] = 1
+    return torch.Size(shape)

@@ -1,0 +1,32 @@
+"""Pieces of formula that several rules share; each stands here once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .language import lerp, maximum, sqrt
+
+__all__ = ["adam", "decay"]
+
+
+def decay(param: Any, grad: Any, group: Any) -> tuple[Any, Any]:
+    """Weight decay, through the gradient or, if decoupled, straight from the parameter."""
+    if not group.weight_decay:
+        return param, grad
+    if group.decoupled_weight_decay:
+        return param * (1 - group.lr * group.weight_decay), grad
+    return param, grad + group.weight_decay * param
+
+
+def adam(param: Any, grad: Any, state: Any, group: Any) -> Any:
+    """One step of Adam without weight decay."""
+    beta1, beta2 = group.betas
+    state.exp_avg = lerp(state.exp_avg, grad, 1 - beta1)
+    state.exp_avg_sq = beta2 * state.exp_avg_sq + (1 - beta2) * grad * grad
+    second_moment = state.exp_avg_sq
+    if group.amsgrad:
+        second_moment = state.max_exp_avg_sq = maximum(state.max_exp_avg_sq, second_moment)
+
+    step_size = group.lr / (1 - beta1**state.step)
+    denom = sqrt(second_moment) / sqrt(1 - beta2**state.step) + group.eps
+    return param - step_size * state.exp_avg / denom

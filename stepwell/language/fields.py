@@ -1,0 +1,338 @@
+"""What a rule declares: its hyperparameters with their ranges, and its state.
+
+    lr: NonNegative = 1e-3
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    momentum: Switch = 0
+    exp_avg = zeros()
+
+Everything that is ever checked about a hyperparameter is checked here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+import numbers
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, replace
+from functools import partial
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
+
+from torch import Tensor
+
+__all__ = [
+    "Decay",
+    "Field",
+    "NonNegative",
+    "Positive",
+    "Range",
+    "Real",
+    "Slot",
+    "Switch",
+    "fixed",
+    "full",
+    "near_miss",
+    "unset",
+    "zeros",
+]
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers from low to high; `open` names the ends that do not belong: "(", ")", "()"."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    open: str = ""
+
+    def __contains__(self, value: float) -> bool:
+        # written so that NaN fails
+        above = self.low < value if "(" in self.open else self.low <= value
+        below = value < self.high if ")" in self.open else value <= self.high
+        return above and below and not math.isinf(value)
+
+    def __str__(self) -> str:
+        left = "(" if "(" in self.open or math.isinf(self.low) else "["
+        right = ")" if ")" in self.open or math.isinf(self.high) else "]"
+        return f"{left}{self.low:g}, {self.high:g}{right}"
+
+
+class ZeroIsOff:
+    """Marks a number for which zero means "off", so that a formula may branch on it."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """The words with which a refusal of this hyperparameter begins; {value} is filled in."""
+
+    text: str
+
+
+# every number may be a Tensor of one element, so that type checkers let it through
+NonNegative = Annotated[float | Tensor, Range(0)]
+Positive = Annotated[float | Tensor, Range(0, open="(")]
+Decay = Annotated[float | Tensor, Range(0, 1, open=")")]
+Share = Annotated[float | Tensor, Range(0, 1)]
+Real = Annotated[float | Tensor, Range()]
+Switch = Annotated[float | Tensor, Range(0), ZeroIsOff()]
+"""A number >= 0 for which zero means "off": the formula may say `if group.momentum:`."""
+
+# How torch names some hyperparameters in its messages; the others go by their own name.
+SPOKEN = {
+    "lr": "learning rate: {value}",
+    "eps": "epsilon value: {value}",
+    "betas": "beta parameter at index {index}: {value}",
+}
+
+
+@dataclass(frozen=True)
+class Field:
+    """One hyperparameter: its name, default, and the values it takes.
+
+    `kind` is "number", "integer" (a static number), "flag", "choice" or "tuple"; a tuple has one
+    Field per item. One that is `fixed` is in every group, but no argument of the constructor.
+    """
+
+    name: str
+    default: Any
+    kind: str
+    range: Range | None = None
+    zero_is_off: bool = False
+    optional: bool = False
+    choices: tuple[Any, ...] = ()
+    items: tuple[Field, ...] = ()
+    spoken: str | None = None
+    keyword_only: bool = False
+    fixed: bool = False
+
+    @property
+    def allowed(self) -> str:
+        """The values it takes, in words."""
+        if self.items:
+            return "(" + ", ".join(item.allowed for item in self.items) + ")"
+        none = " or None" if self.optional else ""
+        if self.kind == "flag":
+            return f"True, False{none}" if none else "True or False"
+        if self.kind == "choice":
+            return "one of " + ", ".join(repr(choice) for choice in self.choices) + none
+        return f"in {self.range}{none}"
+
+    def check(self, value: Any, owner: str, where: str = "") -> Any:
+        """Return the value if this hyperparameter can take it.
+
+        Raises:
+            ValueError: it is out of range, or a tuple of the wrong length
+            TypeError: it is no number, flag or choice at all
+        """
+        place = f"{owner}, {where}" if where else owner
+        if self.items:
+            return self._check_items(value, place)
+        self._check_number(value, place, self.name, 0)
+        return value
+
+    def _check_number(self, value: Any, place: str, spelt: str, index: int) -> None:
+        if isinstance(value, Tensor) and value.numel() != 1:
+            shape = tuple(value.shape)
+            raise ValueError(f"Tensor {spelt} must be 1-element ({place}: got shape {shape})")
+        problem = self._problem(value)
+        if problem is not None:
+            raise problem(self._refusal(value, place, index))
+
+    def _refusal(self, value: Any, place: str, index: int) -> str:
+        text = self.spoken or SPOKEN.get(self.name) or f"{self.name} value: {{value}}"
+        text = text if self.spoken else f"Invalid {text}"
+        shown = value.item() if isinstance(value, Tensor) else value
+        shown = repr(shown) if isinstance(shown, str) else shown
+        kind = {"number": "a number ", "integer": "a whole number "}.get(self.kind, "")
+        said = text.format(value=shown, index=index)
+        return f"{said} ({place}: {self.name} must be {kind}{self.allowed})"
+
+    def _problem(self, value: Any) -> type[Exception] | None:
+        if value is None and self.optional:
+            return None
+        if self.kind == "flag":
+            return None if isinstance(value, bool) else TypeError
+        if self.kind == "choice":
+            return None if value in self.choices else ValueError
+        if self.kind == "integer":
+            return self._integer_problem(value)
+        assert self.range is not None
+        if isinstance(value, Tensor):
+            return self._tensor_problem(value)
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            return TypeError
+        return None if float(value) in self.range else ValueError
+
+    def _integer_problem(self, value: Any) -> type[Exception] | None:
+        assert self.range is not None
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+            return TypeError
+        return None if int(value) in self.range else ValueError
+
+    def _tensor_problem(self, value: Tensor) -> type[Exception] | None:
+        # looking at a number on an accelerator would wait for it
+        if value.device.type != "cpu" or type(value).__name__ == "FakeTensor":
+            return None
+        assert self.range is not None
+        return None if value.item() in self.range else ValueError
+
+    def static(self, value: Any) -> Any:
+        """What a formula may branch on: the value of a flag or choice, for a number whether it is
+        None, and whether it is zero where zero means off. `...` stands for a number."""
+        if self.items:
+            return tuple(item.static(v) for item, v in zip(self.items, value, strict=True))
+        if self.kind != "number" or value is None:
+            return value
+        return 0 if self.zero_is_off and value == 0 else ...
+
+    def _check_items(self, value: Any, place: str) -> tuple[Any, ...]:
+        if isinstance(value, (str, Mapping, Tensor)) or not isinstance(value, Sequence):
+            raise TypeError(
+                f"Invalid {self.name}: {value!r} ({place}: {self.name} must be a tuple "
+                f"{self.allowed})"
+            )
+        if len(value) != len(self.items):
+            raise ValueError(
+                f"Invalid {self.name}: {tuple(value)} ({place}: {self.name} must be "
+                f"{len(self.items)} numbers {self.allowed})"
+            )
+        if len({isinstance(v, Tensor) for v in value}) > 1:
+            raise ValueError(f"{self.name} must be either both floats or both Tensors ({place})")
+        for index, (item, v) in enumerate(zip(self.items, value, strict=True)):
+            item._check_number(v, place, f"{self.name}[{index}]", index)
+        return tuple(value)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One entry of a parameter's state.
+
+    `initial` is a number, the name of a hyperparameter, "param" for a copy of the parameter, or
+    None: then the formula reads None until it has assigned a value. `when` names the flag or
+    switch without which the entry does not exist. A `scalar` is one number per parameter; `over`
+    is the dimension that is kept with size 1, where the entry is smaller than the parameter.
+    """
+
+    initial: float | str | None
+    when: str | None = None
+    scalar: bool = False
+    over: int | None = None
+
+
+def zeros(*, when: str | None = None, scalar: bool = False, over: int | None = None) -> Any:
+    """State that starts at zero, shaped like the parameter."""
+    return Slot(0.0, when, scalar, over)
+
+
+def full(
+    value: float | str, *, when: str | None = None, scalar: bool = False, over: int | None = None
+) -> Any:
+    """State that starts at a number, at a hyperparameter (its name), or as a copy of "param"."""
+    return Slot(value, when, scalar, over)
+
+
+def unset(*, when: str | None = None) -> Any:
+    """State that reads as None until the formula has assigned it, as SGD's momentum_buffer."""
+    return Slot(None, when)
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """A hyperparameter that the rule has settled."""
+
+    value: bool | str | int
+
+
+def fixed(value: bool | str | int) -> Any:
+    """A hyperparameter with one value: every group carries it, the constructor does not take it."""
+    return Fixed(value)
+
+
+def fields_of(cls: type) -> dict[str, Field]:
+    """The hyperparameters that the body of `cls` declares, in order."""
+    fields: dict[str, Field] = {}
+    keyword_only = False
+    for name, hint in _annotations(cls).items():
+        if hint is KW_ONLY:
+            keyword_only = True
+        elif name.startswith("_") or get_origin(hint) is ClassVar or hint is ClassVar:
+            continue
+        elif name not in cls.__dict__:
+            raise TypeError(f"{cls.__name__}.{name}: a hyperparameter needs a default")
+        else:
+            field = _field(cls.__name__, name, hint, cls.__dict__[name])
+            fields[name] = replace(field, keyword_only=keyword_only)
+    for name, value in vars(cls).items():
+        if isinstance(value, Fixed):
+            choices = (value.value,)
+            fields[name] = Field(name, value.value, "choice", choices=choices, fixed=True)
+    for field in fields.values():
+        field.check(field.default, cls.__name__, "default")
+    return fields
+
+
+def _annotations(cls: type) -> dict[str, Any]:
+    try:
+        return inspect.get_annotations(cls, eval_str=True)
+    except NameError as error:
+        raise TypeError(
+            f"{cls.__name__}: an annotation cannot be read: {error}; import the name at the top of "
+            "the module, where `from __future__ import annotations` can find it"
+        ) from error
+
+
+def slots_of(cls: type) -> dict[str, Slot]:
+    """The state that the body of `cls` declares, in order."""
+    return {name: value for name, value in vars(cls).items() if isinstance(value, Slot)}
+
+
+def _field(owner: str, name: str, hint: Any, default: Any) -> Field:
+    metadata: list[Any] = []
+    kinds = _alternatives(hint, metadata)
+    optional = type(None) in kinds
+    # a Tensor of one element is taken wherever a number is
+    kinds = [kind for kind in kinds if kind not in (type(None), Tensor)]
+    hint = kinds[0] if len(kinds) == 1 else hint
+    spoken = next((m.text for m in metadata if isinstance(m, Message)), None)
+    known = partial(Field, name, default, optional=optional, spoken=spoken)
+    if hint is bool:
+        return known("flag")
+    if get_origin(hint) is Literal:
+        return known("choice", choices=get_args(hint))
+    if get_origin(hint) is tuple:
+        defaults = default if isinstance(default, tuple) else (default,) * len(get_args(hint))
+        items = tuple(
+            _field(owner, name, arg, d) for arg, d in zip(get_args(hint), defaults, strict=True)
+        )
+        return known("tuple", items=items)
+    if hint in (float, int):
+        bounds = next((m for m in metadata if isinstance(m, Range)), Range())
+        off = any(isinstance(m, ZeroIsOff) or m is ZeroIsOff for m in metadata)
+        return known("number" if hint is float else "integer", range=bounds, zero_is_off=off)
+    raise TypeError(
+        f"{owner}.{name}: a hyperparameter is a float (best with a range: NonNegative, Decay), "
+        f"a tuple of these, a bool, an int or a Literal, got {hint}"
+    )
+
+
+def _alternatives(hint: Any, metadata: list[Any]) -> list[Any]:
+    """The types that a hint allows, with what is annotated to them gathered in `metadata`."""
+    if get_origin(hint) is Annotated:
+        metadata += hint.__metadata__
+        return _alternatives(hint.__origin__, metadata)
+    if get_origin(hint) in (Union, types.UnionType):
+        return [kind for arg in get_args(hint) for kind in _alternatives(arg, metadata)]
+    return [hint]
+
+
+def near_miss(key: str, names: Iterable[str]) -> str | None:
+    """The name that `key` is a misspelling of, if it looks like one."""
+    plain = {name.replace("_", ""): name for name in names}
+    if key in plain.values():
+        return None
+    close = difflib.get_close_matches(
+        key.lower().replace("-", "").replace("_", ""), plain, n=1, cutoff=0.85
+    )
+    return plain[close[0]] if close else None

@@ -1,0 +1,50 @@
+"""StepLR: the rate falls by a constant factor at regular intervals."""
+
+from __future__ import annotations
+
+from torch.optim import Optimizer
+
+from ..language.fields import Field, Range
+from .scheduler import Curve
+
+
+class StepLR(Curve):
+    """Multiplies the rate of every group by `gamma` once in `step_size` steps.
+
+        rate(t) = initial rate * gamma ^ floor(t / step_size)
+
+    Args:
+        optimizer: whose rates it sets
+        step_size: how many steps lie between two changes
+        gamma: what the rate is multiplied by at each change
+        last_epoch: the last step already taken; -1 starts anew
+
+    >>> weight = torch.nn.Parameter(torch.ones(1))
+    >>> optimizer = torch.optim.SGD([weight], lr=0.5)
+    >>> scheduler = StepLR(optimizer, step_size=2, gamma=0.5)
+    >>> for _ in range(5):
+    ...     print(scheduler.get_last_lr())
+    ...     optimizer.step()
+    ...     scheduler.step()
+    [0.5]
+    [0.5]
+    [0.25]
+    [0.25]
+    [0.125]
+    """
+
+    fields = (
+        Field("step_size", None, "integer", Range(1)),
+        Field("gamma", None, "number", Range(0)),
+    )
+
+    def __init__(
+        self, optimizer: Optimizer, step_size: int, gamma: float = 0.1, last_epoch: int = -1
+    ) -> None:
+        self.step_size = step_size
+        self.gamma = gamma
+        super().__init__(optimizer, last_epoch)
+
+    def factor(self, step: int) -> float:
+        """What the initial rate is multiplied by at this step."""
+        return self.gamma ** (step // self.step_size)

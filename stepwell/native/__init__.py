@@ -1,0 +1,1 @@
+"""Machine code in memory: compiling LLVM IR, torch's OpenMP threads, reading many tensors."""

@@ -1,0 +1,578 @@
+"""Program -> LLVM IR: the numbers of each parameter, the sweeps over its elements, the order.
+
+    rows_K    for each parameter, the numbers that hold for all of its elements: in float64, from
+              the hyperparameters, the scalar state and, for K > 0, the reductions so far
+    sweep_K   over one block of one parameter's elements; the last sweep stores
+    share_K   the blocks of sweep K, shared out to OpenMP's threads
+    reduce_K  adds up what sweep K found in each block, in the order of the blocks
+    run       all of these in turn, for sweeps from one number up to another
+
+Blocks do not depend on the number of threads, and each element is computed by the same
+operations wherever it lies, so results are the same bits for any number of threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import count
+
+import torch
+
+from ..cohort import columns_of
+from ..language.expr import REDUCTIONS, Expr, Kind
+from ..language.program import Program
+from . import llvm
+from .openmp import Runtime
+from .rewrite import rewrite
+
+__all__ = ["CONTEXT", "LOADS", "OPS", "Kernel", "lower"]
+
+# LLVM instructions per operation, the last one being the result. {0}, {1}, {2}: arguments;
+# {t}: their type; {s}: its suffix in intrinsics; {a}, {b}, ...: the lines before.
+OPS = {
+    "add": ["fadd {t} {0}, {1}"],
+    "sub": ["fsub {t} {0}, {1}"],
+    "mul": ["fmul {t} {0}, {1}"],
+    "div": ["fdiv {t} {0}, {1}"],
+    "neg": ["fneg {t} {0}"],
+    "abs": ["call {t} @llvm.fabs.{s}({t} {0})"],
+    "sqrt": ["call {t} @llvm.sqrt.{s}({t} {0})"],
+    "pow": ["call {t} @llvm.pow.{s}({t} {0}, {t} {1})"],
+    "exp": ["call {t} @llvm.exp.{s}({t} {0})"],
+    "log": ["call {t} @llvm.log.{s}({t} {0})"],
+    "atan2": ["call {t} @llvm.atan2.{s}({t} {0}, {t} {1})"],
+    "fma": ["call {t} @llvm.fma.{s}({t} {0}, {t} {1}, {t} {2})"],
+    "maximum": ["call {t} @llvm.maximum.{s}({t} {0}, {t} {1})"],
+    "minimum": ["call {t} @llvm.minimum.{s}({t} {0}, {t} {1})"],
+    "sign": [
+        "fcmp olt {t} {0}, 0.0",
+        "select i1 {a}, {t} -1.0, {t} 0.0",
+        "fcmp ogt {t} {0}, 0.0",
+        "select i1 {c}, {t} 1.0, {t} {b}",
+    ],
+    "isfinite": ["call {t} @llvm.fabs.{s}({t} {0})", "fcmp olt {t} {a}, 0x7FF0000000000000"],
+    "lt": ["fcmp olt {t} {0}, {1}"],
+    "le": ["fcmp ole {t} {0}, {1}"],
+    "gt": ["fcmp ogt {t} {0}, {1}"],
+    "ge": ["fcmp oge {t} {0}, {1}"],
+    "eq": ["fcmp oeq {t} {0}, {1}"],
+    "ne": ["fcmp une {t} {0}, {1}"],
+    "and": ["and i1 {0}, {1}"],
+    "or": ["or i1 {0}, {1}"],
+    "not": ["xor i1 {0}, true"],
+    "where": ["select i1 {0}, {t} {1}, {t} {2}"],
+}
+# The same bits as fma only where a * b is exact, but a library call per element is no way out.
+WITHOUT_FMA = {"fma": ["fmul {t} {0}, {1}", "fadd {t} {a}, {2}"]}
+
+# How a reduction starts, and how two parts are joined. A sum may be taken in any order within a
+# block, so that it is taken several elements at once: the same order on the same processor.
+REDUCE = {
+    "sum": ("0.0", "fadd reassoc double {0}, {1}"),
+    "amax": ("0xFFF0000000000000", "call double @llvm.maximum.f64(double {0}, double {1})"),
+}
+
+LEAVES = frozenset({"param", "grad", "state", "group", "const", "numel"})
+SUPPORTED = LEAVES | OPS.keys() | REDUCE.keys() | {"lerp"}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """How a dtype lies in memory, and the instructions from there to float and back."""
+
+    type: str
+    size: int
+    decode: tuple[str, ...] = ()
+    encode: tuple[str, ...] = ()
+
+
+MEMORY = {
+    torch.float32: Memory("float", 4),
+    torch.float64: Memory("double", 8),
+    torch.float16: Memory("half", 2, ("fpext half {0} to float",), ("fptrunc float {0} to half",)),
+    # by integers: round to nearest even, and keep a NaN a NaN
+    torch.bfloat16: Memory(
+        "i16",
+        2,
+        ("zext i16 {0} to i32", "shl i32 {a}, 16", "bitcast i32 {b} to float"),
+        (
+            "bitcast float {0} to i32",
+            "lshr i32 {a}, 16",
+            "and i32 {b}, 1",
+            "add i32 {c}, 32767",
+            "add i32 {a}, {d}",
+            "lshr i32 {e}, 16",
+            "fcmp uno float {0}, 0.0",
+            "or i32 {b}, 64",
+            "select i1 {g}, i32 {h}, i32 {f}",
+            "trunc i32 {i} to i16",
+        ),
+    ),
+}
+
+# The words of the table that `run` is given; all are 64 bits wide.
+CONTEXT = (
+    "rows",
+    "addresses",
+    "hyperparameters",
+    "groups",
+    "numbers",
+    "blocks",
+    "partials",
+    "reductions",
+    "first_block",
+    "numels",
+    "bounds",
+    "threads",
+)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """The IR of a program, and the shapes of the tables that it works on.
+
+    `slots` are the rows of the table of addresses, `scalars` those that hold one number per
+    parameter, `columns` how many numbers each parameter has,
+    `reduced` the values that a reduction, or a total, fills in.
+    """
+
+    ir: str
+    slots: tuple[str, ...]
+    scalars: tuple[str, ...]
+    columns: int
+    reduced: tuple[Expr, ...]
+    totals: tuple[Expr, ...]
+    passes: dict[Expr, int]
+    sweeps: int
+
+
+def lower(program: Program, dtypes: dict[str, torch.dtype], runtime: Runtime | None) -> Kernel:
+    """Write the IR of a program for slots with these dtypes (real ones)."""
+    kind = "double" if dtypes["param"] is torch.float64 else "float"
+    low = _Lowering(rewrite(program, keep_divisions=kind == "double"), dtypes, kind)
+    parts = [_declarations()]
+    for k in range(low.sweeps):
+        parts += [low.rows(k), low.sweep(k), low.block(k), _share(k, runtime)]
+        parts += [low.reduce(k)] if low.reductions_at(k) else []
+    parts.append(low.run())
+    passes = dict(zip(low.program.nodes, low.program.passes, strict=True))
+    columns = max(len(low.columns), 1)
+    return Kernel(
+        "\n".join(parts),
+        low.slots,
+        low.scalar_state,
+        columns,
+        low.reduced,
+        low.program.totals,
+        passes,
+        low.sweeps,
+    )
+
+
+def _declarations() -> str:
+    lines = [f"declare {t} @llvm.{name}.{s}({', '.join([t] * arity)})"
+             for t, s in (("float", "f32"), ("double", "f64"))
+             for name, arity in INTRINSICS.items()]
+    return "\n".join([*lines, ""])
+
+
+INTRINSICS = {
+    "fabs": 1,
+    "sqrt": 1,
+    "exp": 1,
+    "log": 1,
+    "pow": 2,
+    "atan2": 2,
+    "maximum": 2,
+    "minimum": 2,
+    "fma": 3,
+}
+
+
+class _Body:
+    """The instructions of one function while they are written."""
+
+    def __init__(self, kind: str = "double") -> None:
+        self.kind = kind
+        self.lines: list[str] = []
+        self._names = count()
+
+    def emit(self, instruction: str) -> str:
+        """Add an instruction that has a result; returns its name."""
+        name = f"%v{next(self._names)}"
+        self.lines.append(f"  {name} = {instruction}")
+        return name
+
+    def emit_all(self, templates: Iterable[str], *args: str) -> str:
+        """Add the instructions of a table; returns the last result (without any, the argument)."""
+        between: dict[str, str] = {"t": self.kind, "s": "f64" if self.kind == "double" else "f32"}
+        result = args[0]
+        for letter, template in zip("abcdefghij", templates, strict=False):
+            result = between[letter] = self.emit(template.format(*args, **between))
+        return result
+
+    def do(self, *lines: str) -> None:
+        """Add instructions without a result, and labels."""
+        self.lines += [line if line.endswith(":") else f"  {line}" for line in lines]
+
+    def operation(self, op: str, *args: str) -> str:
+        """Add an operation of a formula."""
+        table = OPS if op != "fma" or self.kind == "double" or _has_fma() else WITHOUT_FMA
+        return self.emit_all(table[op], *args)
+
+    def address(self, kind: str, base: str, index: str | int) -> str:
+        """The address of item `index` of an array."""
+        return self.emit(f"getelementptr {kind}, ptr {base}, i64 {index}")
+
+    def item(self, kind: str, base: str, index: str | int) -> str:
+        """Item `index` of an array."""
+        return self.emit(f"load {kind}, ptr {self.address(kind, base, index)}")
+
+    def word(self, name: str) -> str:
+        """A word of the context, as an integer."""
+        return self.item("i64", "%context", CONTEXT.index(name))
+
+    def pointer(self, name: str) -> str:
+        """A word of the context, as an address."""
+        return self.item("ptr", "%context", CONTEXT.index(name))
+
+    def cell(self, kind: str, base: str, width: int, row: str, column: int) -> str:
+        """The address of an entry of a table with `width` columns."""
+        start = self.emit(f"mul i64 {row}, {width}")
+        return self.address(kind, base, self.emit(f"add i64 {start}, {column}"))
+
+    def load(self, dtype: torch.dtype, at: str) -> str:
+        """Read one element, in the kind of this function."""
+        memory = MEMORY[dtype]
+        value = self.emit_all(memory.decode, self.emit(f"load {memory.type}, ptr {at}"))
+        return self.convert(value, "double" if memory.size == 8 else "float", self.kind)
+
+    def store(self, dtype: torch.dtype, value: str, at: str) -> None:
+        """Round and write one element."""
+        memory = MEMORY[dtype]
+        value = self.convert(value, self.kind, "double" if memory.size == 8 else "float")
+        self.do(f"store {memory.type} {self.emit_all(memory.encode, value)}, ptr {at}")
+
+    def convert(self, value: str, have: str, want: str) -> str:
+        """Widen or round between float and double."""
+        if have == want:
+            return value
+        word = "fpext" if want == "double" else "fptrunc"
+        return self.emit(f"{word} {have} {value} to {want}")
+
+    def function(self, signature: str, linkage: str = "internal") -> str:
+        """The finished function."""
+        return "\n".join([f"define {linkage} {signature} {{", *self.lines, "}", ""])
+
+
+def _has_fma() -> bool:
+    return not llvm.features().isdisjoint({"fma", "neon"})
+
+
+class _Lowering:
+    """What the functions of one program have in common."""
+
+    def __init__(self, program: Program, dtypes: dict[str, torch.dtype], kind: str) -> None:
+        self.program = program
+        self.dtypes = dtypes
+        self.kind = kind
+        self.passes = dict(zip(program.nodes, program.passes, strict=True))
+        self.sweeps = 1 + max(self.passes.values(), default=0)
+        known = [n for n in program.nodes if n.op in REDUCTIONS]
+        known += [n for n in program.nodes if n.op == "numel" and n.value != "tensor"]
+        self.reduced = tuple(known)
+        self.element_state = tuple(n for n in program.element_slots if n in dtypes)
+        self.scalar_state = tuple(n for n in program.scalar_slots if n in dtypes)
+        self.elements = ("param", "grad", *self.element_state)
+        self.slots = (*self.elements, *self.scalar_state)
+        self.element_outputs = {n: v for n, v in program.outputs.items() if n in self.elements}
+        self.scalar_outputs = {n: v for n, v in program.outputs.items() if n in self.scalar_state}
+
+    def reductions_at(self, k: int) -> list[Expr]:
+        """The reductions that sweep k computes."""
+        return [n for n in self.reduced if n.op in REDUCTIONS and self.passes[n] == k + 1]
+
+    def wanted(self, k: int) -> list[Expr]:
+        """The values that sweep k needs, each after its arguments."""
+        targets = [node.args[0] for node in self.reductions_at(k)]
+        targets += self.element_outputs.values() if k == self.sweeps - 1 else ()
+        needed = {node.index for node in targets}
+        for node in reversed(self.program.nodes):
+            if node.index in needed and node.kind is Kind.ELEMENT:
+                needed.update(arg.index for arg in node.args)
+        return [node for node in self.program.nodes if node.index in needed]
+
+    @cached_property
+    def columns(self) -> dict[Expr, int]:
+        """The column of each number that a sweep reads."""
+        read = [node for k in range(self.sweeps) for node in self.wanted(k)]
+        numbers = [n for n in read if n.kind is not Kind.ELEMENT and n.op != "const"]
+        return {node: column for column, node in enumerate(dict.fromkeys(numbers))}
+
+    # The numbers of each parameter
+
+    def rows(self, k: int) -> str:
+        """rows_K: fill the columns that are known before sweep K."""
+        body = _Body()
+        rows = body.word("rows")
+        tables = {name: body.pointer(name) for name in CONTEXT[1:10]}
+        remembered = ("group", *self.scalar_state, *(f"new {n}" for n in self.scalar_outputs))
+        memory = {name: body.emit("alloca i64") for name in remembered}
+        body.do(f"store i64 -1, ptr {memory['group']}", "br label %next", "next:")
+        body.do("%row = phi i64 [ 0, %0 ], [ %row1, %finish ]")
+        body.do(f"%over = icmp eq i64 %row, {rows}", "br i1 %over, label %end, label %work")
+        body.do("work:")
+        group = body.item("i64", tables["groups"], "%row")
+        places = {n: self._place(body, tables["addresses"], rows, n) for n in self.scalar_state}
+        old = {name: body.load(self.dtypes[name], at) for name, at in places.items()}
+        self._branch_if_same(body, memory, group, old)
+        self._copy_row(body, tables["numbers"])
+        body.do("compute:")
+        values = self._numbers(body, k, tables, group, old)
+        self._remember(body, k, tables["numbers"], memory, {"group": group, **old}, values)
+        body.do("br label %finish", "finish:")
+        if k == self.sweeps - 1:
+            for name in self.scalar_outputs:
+                new = body.emit(f"load double, ptr {memory['new ' + name]}")
+                body.store(self.dtypes[name], new, places[name])
+        body.do("%row1 = add i64 %row, 1", "br label %next", "end:", "ret void")
+        return body.function(f"void @rows_{k}(ptr %context)")
+
+    def _place(self, body: _Body, addresses: str, rows: str, name: str) -> str:
+        start = body.emit(f"mul i64 {rows}, {self.slots.index(name)}")
+        return body.item("ptr", addresses, body.emit(f"add i64 {start}, %row"))
+
+    def _branch_if_same(
+        self, body: _Body, memory: dict[str, str], group: str, old: dict[str, str]
+    ) -> None:
+        """Parameters of one group that were stepped equally often have the same numbers."""
+        if self.sweeps > 1 or any(n.op == "numel" for n in self.program.nodes):
+            body.do("br label %compute")
+            body.do("copy:")
+            return
+        last = body.emit(f"load i64, ptr {memory['group']}")
+        same = body.emit(f"icmp eq i64 {group}, {last}")
+        for name, value in old.items():
+            last = body.emit(f"load double, ptr {memory[name]}")
+            equal = body.emit(f"fcmp oeq double {value}, {last}")
+            same = body.emit(f"and i1 {same}, {equal}")
+        body.do(f"br i1 {same}, label %copy, label %compute", "copy:")
+
+    def _copy_row(self, body: _Body, numbers: str) -> None:
+        before = body.emit("sub i64 %row, 1")
+        for column in self.columns.values():
+            at = body.cell(self.kind, numbers, len(self.columns), before, column)
+            value = body.emit(f"load {self.kind}, ptr {at}")
+            to = body.cell(self.kind, numbers, len(self.columns), "%row", column)
+            body.do(f"store {self.kind} {value}, ptr {to}")
+        body.do("br label %finish")
+
+    def _numbers(
+        self, body: _Body, k: int, tables: dict[str, str], group: str, old: dict[str, str]
+    ) -> dict[Expr, str]:
+        names = columns_of(self.program.formula)
+        values: dict[Expr, str] = {}
+        for node in self.program.nodes:
+            if node.kind is Kind.ELEMENT or self.passes[node] > k:
+                continue
+            if node in self.reduced:
+                width, column = len(self.reduced), self.reduced.index(node)
+                at = body.cell("double", tables["reductions"], width, "%row", column)
+                values[node] = body.emit(f"load double, ptr {at}")
+            elif node.op == "group":
+                column = names.index(str(node.value))
+                at = body.cell("double", tables["hyperparameters"], len(names), group, column)
+                values[node] = body.emit(f"load double, ptr {at}")
+            elif node.op == "state":
+                values[node] = old[str(node.value)]
+            elif node.op == "numel":
+                values[node] = body.item("double", tables["numels"], "%row")
+            elif node.op == "const":
+                values[node] = llvm.constant(float(node.value or 0), "double")
+            else:
+                values[node] = body.operation(node.op, *(values[arg] for arg in node.args))
+        return values
+
+    def _remember(
+        self,
+        body: _Body,
+        k: int,
+        numbers: str,
+        memory: dict[str, str],
+        key: dict[str, str],
+        values: dict[Expr, str],
+    ) -> None:
+        for node, column in self.columns.items():
+            if node in values:
+                value = values[node]
+                if node.is_boolean:
+                    value = body.emit(f"uitofp i1 {value} to double")
+                at = body.cell(self.kind, numbers, len(self.columns), "%row", column)
+                body.do(f"store {self.kind} {body.convert(value, 'double', self.kind)}, ptr {at}")
+        for name, value in key.items():
+            body.do(f"store {'i64' if name == 'group' else 'double'} {value}, ptr {memory[name]}")
+        if k == self.sweeps - 1:
+            for name, node in self.scalar_outputs.items():
+                body.do(f"store double {values[node]}, ptr {memory['new ' + name]}")
+
+    # A sweep over the elements
+
+    def sweep(self, k: int) -> str:
+        """sweep_K: the loop over one block of elements."""
+        body = _Body(self.kind)
+        reductions = self.reductions_at(k)
+        numbers = {
+            node: body.item(self.kind, "%numbers", column) for node, column in self.columns.items()
+        }
+        body.do("%some = icmp sgt i64 %count, 0", "br i1 %some, label %loop, label %end", "loop:")
+        body.do("%i = phi i64 [ 0, %0 ], [ %i1, %loop ]")
+        for j, node in enumerate(reductions):
+            body.do(f"%sum{j} = phi double [ {REDUCE[node.op][0]}, %0 ], [ %more{j}, %loop ]")
+        values = self._elements(body, k, numbers)
+        for name, node in self.element_outputs.items() if k == self.sweeps - 1 else ():
+            body.store(self.dtypes[name], values[node], self._element_address(body, name))
+        for j, node in enumerate(reductions):
+            value = body.convert(values[node.args[0]], self.kind, "double")
+            body.do(f"%more{j} = {REDUCE[node.op][1].format(f'%sum{j}', value)}")
+        body.do("%i1 = add nuw nsw i64 %i, 1", "%again = icmp slt i64 %i1, %count")
+        body.do("br i1 %again, label %loop, label %end", "end:")
+        for j, node in enumerate(reductions):
+            body.do(f"%all{j} = phi double [ {REDUCE[node.op][0]}, %0 ], [ %more{j}, %loop ]")
+        for j, node in enumerate(reductions):
+            at = body.address("double", "%partials", self.reduced.index(node))
+            body.do(f"store double %all{j}, ptr {at}")
+        body.do("ret void")
+        slots = "".join(f"ptr noalias %{name}, " for name in self.elements)
+        return body.function(
+            f"void @sweep_{k}({slots}ptr noalias %numbers, ptr noalias %partials, i64 %count) "
+            "noinline"
+        )
+
+    def _element_address(self, body: _Body, name: str) -> str:
+        return body.address(MEMORY[self.dtypes[name]].type, f"%{name}", "%i")
+
+    def _elements(self, body: _Body, k: int, numbers: dict[Expr, str]) -> dict[Expr, str]:
+        values: dict[Expr, str] = {}
+        for node in self.wanted(k):
+            if node.op == "const":
+                values[node] = llvm.constant(float(node.value or 0), self.kind)
+            elif node.kind is not Kind.ELEMENT:
+                value = numbers[node]
+                is_true = f"fcmp une {self.kind} {value}, 0.0"
+                values[node] = body.emit(is_true) if node.is_boolean else value
+            elif node.op in LEAVES:
+                name = str(node.value)
+                values[node] = body.load(self.dtypes[name], self._element_address(body, name))
+            else:
+                values[node] = body.operation(node.op, *(values[arg] for arg in node.args))
+        return values
+
+    def block(self, k: int) -> str:
+        """block_K: find the memory of one block and sweep over it."""
+        body = _Body(self.kind)
+        rows = body.word("rows")
+        addresses, blocks = body.pointer("addresses"), body.pointer("blocks")
+        row, start, size = (
+            body.emit(f"load i64, ptr {body.cell('i64', blocks, 3, '%block', j)}") for j in range(3)
+        )
+        arguments = []
+        for j, name in enumerate(self.elements):
+            at = body.emit(f"add i64 {body.emit(f'mul i64 {rows}, {j}')}, {row}")
+            base = body.item("ptr", addresses, at)
+            arguments.append("ptr " + body.address(MEMORY[self.dtypes[name]].type, base, start))
+        numbers = body.cell(self.kind, body.pointer("numbers"), len(self.columns), row, 0)
+        partials = body.cell("double", body.pointer("partials"), len(self.reduced), "%block", 0)
+        arguments += [f"ptr {numbers}", f"ptr {partials}", f"i64 {size}"]
+        body.do(f"call void @sweep_{k}({', '.join(arguments)})", "ret void")
+        return body.function(f"void @block_{k}(ptr %context, i64 %block)")
+
+    def reduce(self, k: int) -> str:
+        """reduce_K: per parameter, join what sweep K found in its blocks, in their order."""
+        body = _Body()
+        rows, width = body.word("rows"), len(self.reduced)
+        partials, found = body.pointer("partials"), body.pointer("reductions")
+        first = body.pointer("first_block")
+        body.do("br label %next", "next:", "%row = phi i64 [ 0, %0 ], [ %row1, %done ]")
+        body.do(f"%over = icmp eq i64 %row, {rows}", "br i1 %over, label %end, label %work")
+        body.do("work:")
+        start = body.item("i64", first, "%row")
+        stop = body.item("i64", first, body.emit("add i64 %row, 1"))
+        body.do("br label %blocks", "blocks:")
+        body.do(f"%block = phi i64 [ {start}, %work ], [ %block1, %join ]")
+        for j, node in enumerate(self.reductions_at(k)):
+            body.do(f"%sum{j} = phi double [ {REDUCE[node.op][0]}, %work ], [ %more{j}, %join ]")
+        body.do(f"%empty = icmp eq i64 %block, {stop}")
+        body.do("br i1 %empty, label %done, label %join", "join:")
+        for j, node in enumerate(self.reductions_at(k)):
+            at = body.cell("double", partials, width, "%block", self.reduced.index(node))
+            part = body.emit(f"load double, ptr {at}")
+            body.do(f"%more{j} = {REDUCE[node.op][1].format(f'%sum{j}', part)}")
+        body.do("%block1 = add i64 %block, 1", "br label %blocks", "done:")
+        for j, node in enumerate(self.reductions_at(k)):
+            at = body.cell("double", found, width, "%row", self.reduced.index(node))
+            body.do(f"store double %sum{j}, ptr {at}")
+        body.do("%row1 = add i64 %row, 1", "br label %next", "end:", "ret void")
+        return body.function(f"void @reduce_{k}(ptr %context)")
+
+    def run(self) -> str:
+        """run(context, first, last): the sweeps from `first` up to `last`, not included."""
+        body = _Body()
+        for k in range(self.sweeps):
+            after = body.emit(f"icmp sle i64 %first, {k}")
+            before = body.emit(f"icmp sgt i64 %last, {k}")
+            body.do(f"br i1 {body.emit(f'and i1 {after}, {before}')}, label %do{k}, label %skip{k}")
+            body.do(f"do{k}:", f"call void @rows_{k}(ptr %context)")
+            body.do(f"call void @share_{k}(ptr %context)")
+            if self.reductions_at(k):
+                body.do(f"call void @reduce_{k}(ptr %context)")
+            body.do(f"br label %skip{k}", f"skip{k}:")
+        body.do("ret void")
+        return body.function("void @run(ptr %context, i64 %first, i64 %last)", linkage="")
+
+
+def _share(k: int, runtime: Runtime | None) -> str:
+    """share_K: all blocks on this thread, or each thread's part of them on torch's threads.
+
+    A part is a number of `bounds`; a team smaller than asked for takes several parts each.
+    """
+    part = _Body()
+    part.do("br label %next", "next:", "%i = phi i64 [ %from, %0 ], [ %i1, %work ]")
+    part.do("%over = icmp sge i64 %i, %to", "br i1 %over, label %end, label %work", "work:")
+    part.do(f"call void @block_{k}(ptr %context, i64 %i)", "%i1 = add i64 %i, 1")
+    part.do("br label %next", "end:", "ret void")
+    functions = [part.function(f"void @part_{k}(ptr %context, i64 %from, i64 %to)")]
+
+    share = _Body()
+    threads, bounds = share.word("threads"), share.pointer("bounds")
+    end = share.item("i64", bounds, threads)
+    if runtime is None:
+        share.do(f"call void @part_{k}(ptr %context, i64 0, i64 {end})", "ret void")
+        return "\n".join([*functions, share.function(f"void @share_{k}(ptr %context)")])
+
+    team = _Body()
+    bounds, wanted = team.pointer("bounds"), team.word("threads")
+    number = team.emit(f"call i32 inttoptr (i64 {runtime.thread_number} to ptr)()")
+    size = team.emit(f"call i32 inttoptr (i64 {runtime.team_size} to ptr)()")
+    first = team.emit(f"zext i32 {number} to i64")
+    stride = team.emit(f"zext i32 {size} to i64")
+    team.do("br label %next", "next:", f"%t = phi i64 [ {first}, %0 ], [ %t1, %work ]")
+    team.do(f"%over = icmp sge i64 %t, {wanted}", "br i1 %over, label %end, label %work", "work:")
+    start = team.item("i64", bounds, "%t")
+    stop = team.item("i64", bounds, team.emit("add i64 %t, 1"))
+    team.do(f"call void @part_{k}(ptr %context, i64 {start}, i64 {stop})")
+    team.do(f"%t1 = add i64 %t, {stride}", "br label %next", "end:", "ret void")
+    functions.append(team.function(f"void @team_{k}(ptr %context)"))
+
+    alone = share.emit(f"icmp sle i64 {threads}, 1")
+    share.do(f"br i1 {alone}, label %alone, label %together", "alone:")
+    share.do(f"call void @part_{k}(ptr %context, i64 0, i64 {end})", "ret void", "together:")
+    wanted = share.emit(f"trunc i64 {threads} to i32")
+    share.do(
+        f"call void inttoptr (i64 {runtime.parallel} to ptr)"
+        f"(ptr @team_{k}, ptr %context, i32 {wanted}, i32 0)",
+        "ret void",
+    )
+    functions.append(share.function(f"void @share_{k}(ptr %context)"))
+    return "\n".join(functions)

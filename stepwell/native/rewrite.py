@@ -1,0 +1,59 @@
+"""Put a Program into a processor's operations: multiply-add, and no division where none is needed."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from ..language.expr import Expr, Graph, Kind
+from ..language.program import Program
+
+__all__ = ["rewrite"]
+
+
+def rewrite(program: Program, *, keep_divisions: bool) -> Program:
+    """The same program with `fma(a, b, c)` = a * b + c, and products with inverses.
+
+    Dividing all elements by one number becomes a product with its inverse, computed once in
+    float64: in float32 that rounds as often as the division, since the number itself is rounded
+    too. `keep_divisions` is for float64, where it is not.
+    """
+    graph = Graph(program.name)
+    uses = Counter(arg.index for node in program.nodes for arg in node.args)
+    uses.update(node.index for node in program.outputs.values())
+    new: dict[int, Expr] = {}
+    for node in program.nodes:
+        args = tuple(new[arg.index] for arg in node.args)
+        single = [uses[arg.index] == 1 for arg in node.args]
+        new[node.index] = _lowered(graph, node, args, single, keep_divisions)
+    outputs = {name: new[node.index] for name, node in program.outputs.items()}
+    totals = tuple(new[node.index] for node in program.totals)
+    nodes = graph.live([*outputs.values(), *totals])
+    return Program(program.formula, nodes, outputs, program.slots, totals)
+
+
+def _lowered(
+    graph: Graph, node: Expr, args: tuple[Expr, ...], single: list[bool], keep_divisions: bool
+) -> Expr:
+    if node.kind is not Kind.ELEMENT:
+        if node.op == "lerp":
+            start, end, weight = args
+            return start + weight * (end - start)
+        return graph.add(node.op, args, node.value, node.kind)
+    if node.op == "lerp":
+        start, end, weight = args
+        return graph.apply("fma", weight, end - start, start)
+    if node.op == "div" and args[1].kind is not Kind.ELEMENT and not keep_divisions:
+        return args[0] * (1 / args[1])
+    if node.op in ("add", "sub"):
+        for product, other in ((0, 1), (1, 0)):
+            factor = args[product]
+            if factor.op == "mul" and factor.kind is Kind.ELEMENT and single[product]:
+                return _multiply_add(graph, node.op, factor, args[other], product)
+    return graph.add(node.op, args, node.value, node.kind)
+
+
+def _multiply_add(graph: Graph, op: str, product: Expr, other: Expr, place: int) -> Expr:
+    a, b = product.args
+    if op == "add":
+        return graph.apply("fma", a, b, other)
+    return graph.apply("fma", a, b, -other) if place == 0 else graph.apply("fma", -a, b, other)

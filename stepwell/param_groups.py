@@ -1,0 +1,309 @@
+"""Parameter groups: what a rule's hyperparameters may be, and the dicts that hold them."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import GenericAlias
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT, required
+
+from .language.fields import Field, near_miss
+
+__all__ = ["Declaration", "Group", "add_group", "as_groups"]
+
+OWN_KEYS = ("params", "param_names")
+
+UNORDERED = (
+    "optimizer parameters need to be organized in ordered collections, but the ordering of tensors "
+    "in sets will change between runs. Please use a list instead."
+)
+DUPLICATES = (
+    "optimizer contains a parameter group with duplicate parameters; in future, this will cause an "
+    "error; see github.com/pytorch/pytorch/issues/40967 for more information"
+)
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """The hyperparameters of one optimizer class: for its constructor and for its groups.
+
+    `check` looks at hyperparameters that depend on each other: it returns what is wrong, or None.
+    """
+
+    owner: str
+    fields: Mapping[str, Field]
+    check: Callable[[Mapping[str, Any]], str | None]
+    _foreign: dict[str, str | None] = field(default_factory=dict)
+
+    @property
+    def arguments(self) -> list[Field]:
+        """What the constructor takes after `params`, in order."""
+        taken = [f for f in self.fields.values() if not f.fixed]
+        return sorted(taken, key=lambda f: f.keyword_only)
+
+    def signature(self) -> inspect.Signature:
+        """The signature of `__init__`."""
+        kind = inspect.Parameter
+        either = kind.POSITIONAL_OR_KEYWORD
+        parameters = [
+            kind("self", either),
+            kind("params", either, annotation=ParamsT),
+            *(
+                kind(
+                    f.name,
+                    kind.KEYWORD_ONLY if f.keyword_only else either,
+                    default=f.default,
+                    annotation=_annotation(f),
+                )
+                for f in self.arguments
+            ),
+        ]
+        return inspect.Signature(parameters, return_annotation=None)
+
+    def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The value of each hyperparameter, given the constructor's arguments after `params`.
+
+        Raises:
+            TypeError: these arguments do not fit the signature
+            ValueError, TypeError: a value is out of range, or no number at all
+        """
+        positional = [f.name for f in self.arguments if not f.keyword_only]
+        if len(args) > len(positional):
+            raise TypeError(
+                f"{self.owner}.__init__() takes from 2 to {len(positional) + 2} positional "
+                f"arguments but {len(args) + 2} were given"
+            )
+        given = dict(zip(positional, args, strict=False))
+        for name, value in kwargs.items():
+            if name in given:
+                raise TypeError(f"{self.owner}.__init__() got multiple values for argument '{name}'")
+            if name not in self.fields or self.fields[name].fixed:
+                raise TypeError(self._unexpected(name))
+            given[name] = value
+        return {
+            name: f.check(given.get(name, f.default), self.owner)
+            for name, f in self.fields.items()
+        }
+
+    def _unexpected(self, name: str) -> str:
+        names = [f.name for f in self.arguments]
+        close = near_miss(name, names)
+        hint = f"did you mean '{close}'?" if close else f"it takes params, {', '.join(names)}"
+        return f"{self.owner}.__init__() got an unexpected keyword argument '{name}'; {hint}"
+
+    def checked(self, key: str, value: Any, index: int) -> Any:
+        """The value that a group may hold under this key; any value under a foreign one."""
+        place = f"group {index}"
+        if key in self.fields:
+            return self.fields[key].check(value, self.owner, place)
+        close = self._meant_by(key)
+        if close is not None:
+            raise ValueError(
+                f"{self.owner}, {place}: key '{key}' is no hyperparameter; did you mean '{close}'? "
+                "(keys unlike any hyperparameter are kept as they are)"
+            )
+        return value
+
+    def _meant_by(self, key: str) -> str | None:
+        if key not in self._foreign:
+            known = isinstance(key, str) and bool(self.fields)
+            self._foreign[key] = near_miss(key, (*self.fields, *OWN_KEYS)) if known else None
+        return self._foreign[key]
+
+    def complete(
+        self, group: Mapping[str, Any], defaults: Mapping[str, Any], index: int
+    ) -> dict[str, Any]:
+        """The group with all its hyperparameters, each of them checked."""
+        for name, default in defaults.items():
+            if default is required and name not in group:
+                raise ValueError(
+                    "parameter group didn't specify a value of required optimization parameter "
+                    f"{name} ({self.owner}, group {index})"
+                )
+        known = {name: f.default for name, f in self.fields.items()}
+        # as torch does: the group's own keys first, then the defaults
+        full = {**group, **{k: v for k, v in {**known, **defaults}.items() if k not in group}}
+        full = {key: self.checked(key, value, index) for key, value in full.items()}
+        self._check_together(full, index)
+        return full
+
+    def _check_together(self, group: Mapping[str, Any], index: int) -> None:
+        place = f"({self.owner}, group {index})"
+        if self.fields and group.get("fused"):
+            if group.get("differentiable"):
+                raise RuntimeError(f"`fused` does not support `differentiable` {place}")
+            if group.get("foreach"):
+                raise RuntimeError(f"`fused` and `foreach` cannot be `True` together. {place}")
+        problem = self.check(group)
+        if problem is not None:
+            raise ValueError(f"{problem} {place}")
+
+
+def _annotation(field: Field) -> Any:
+    hint: Any = {"flag": bool, "integer": int}.get(field.kind, float | Tensor)
+    if field.kind == "choice":
+        hint = Literal.__getitem__(field.choices)
+    if field.items:
+        hint = GenericAlias(tuple, tuple(_annotation(item) for item in field.items))
+    return hint | None if field.optional else hint
+
+
+class Group(dict[str, Any]):
+    """One of an optimizer's `param_groups`: a dict that refuses a value out of range.
+
+    Keys that are no hyperparameter are kept, unless they look like a misspelling of one. A copy,
+    or what pickle makes of it, is a plain dict.
+
+    Raises:
+        ValueError, TypeError: when a hyperparameter is given a value that it cannot take
+    """
+
+    __slots__ = ("_declaration", "_index")
+
+    def __init__(self, items: Mapping[str, Any], declaration: Declaration, index: int) -> None:
+        super().__init__(items)
+        self._declaration = declaration
+        self._index = index
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, self._declaration.checked(key, value, self._index))
+
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        """The value under the key, which becomes `default` if there is none."""
+        if key not in self:
+            self[key] = default
+        return self[key]
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        """Write several keys, or, if one of them is refused, none."""
+        new = dict(*args, **kwargs)
+        super().update({k: self._declaration.checked(k, v, self._index) for k, v in new.items()})
+
+    def __ior__(self, other: Any) -> Group:  # type: ignore[override, misc]
+        self.update(other)
+        return self
+
+    def __reduce__(self) -> Any:
+        return dict, (), None, None, iter(self.items())
+
+
+def as_groups(params: Any, owner: str) -> list[dict[str, Any]]:
+    """The constructor's `params` as a list of dicts."""
+    if isinstance(params, (set, frozenset)):
+        raise TypeError(f"{UNORDERED} ({owner})")
+    if isinstance(params, (Tensor, torch.nn.Module)) or not isinstance(params, Iterable):
+        remedy = "pass model.parameters()"
+        if isinstance(params, Tensor):
+            remedy = "put it in a list"
+        raise TypeError(
+            "params argument given to the optimizer should be an iterable of Tensors or dicts, but "
+            f"got {torch.typename(params)} ({owner}: {remedy})"
+        )
+    groups = list(params)
+    if not groups:
+        raise ValueError(
+            f"optimizer got an empty parameter list ({owner}: a generator can be used only once, "
+            "and a frozen model may have nothing to train)"
+        )
+    return groups if isinstance(groups[0], dict) else [{"params": groups}]
+
+
+def add_group(
+    given: Any,
+    defaults: Mapping[str, Any],
+    declaration: Declaration,
+    groups: Sequence[Mapping[str, Any]],
+) -> Group:
+    """The group that joins `groups` when this dict is given; nothing is changed.
+
+    Raises:
+        TypeError, ValueError, KeyError, RuntimeError: it cannot
+    """
+    if not isinstance(given, dict):
+        raise TypeError(
+            f"param_group must be a dict, but got {type(given)} "
+            f"({declaration.owner}, group {len(groups)})"
+        )
+    place = f"{declaration.owner}, group {len(groups)}"
+    items = {**given, **_params_of(given, place)}
+    names = items.get("param_names")
+    for i, param in enumerate(items["params"]):
+        spelt = f"parameter {names[i] if names else i}"
+        _check_param(param, f"{place}, {spelt}", bool(defaults.get("differentiable")))
+    items = declaration.complete(items, defaults, len(groups))
+    if len(items["params"]) != len({id(param) for param in items["params"]}):
+        warnings.warn(f"{DUPLICATES} ({place})", stacklevel=3)
+    _check_company(items, groups, place)
+    return Group(items, declaration, len(groups))
+
+
+def _params_of(group: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """The keys "params" and, if there are names, "param_names"."""
+    if "params" not in group:
+        raise KeyError(f"params ({place}: a group needs this key, it has {', '.join(group)})")
+    params = group["params"]
+    if isinstance(params, (set, frozenset)):
+        raise TypeError(f"{UNORDERED} ({place})")
+    if isinstance(params, torch.nn.Module) or not isinstance(params, Iterable):
+        raise TypeError(
+            "params argument given to the optimizer should be an iterable of Tensors or dicts, but "
+            f"got {torch.typename(params)} ({place}: params must be parameters)"
+        )
+    items = [params] if isinstance(params, Tensor) else list(params)
+    named = [item for item in items if isinstance(item, tuple)]
+    if not named:
+        names = group.get("param_names")
+        if names is not None and len(names) != len(items):
+            raise ValueError(
+                "all optimizer params should be with/without names. Some param names are missing "
+                f"({place}: {len(names)} param_names for {len(items)} params)"
+            )
+        return {"params": items}
+    if len(named) < len(items):
+        raise ValueError(
+            "all optimizer params should be with/without names. Some param names are missing "
+            f"({place}: {len(named)} of {len(items)} are named)"
+        )
+    for item in named:
+        if len(item) != 2 or not isinstance(item[0], str):
+            raise TypeError(f"{place}: a named parameter must be a (name, Tensor), got {item!r}")
+    return {"params": [p for _, p in named], "param_names": [name for name, _ in named]}
+
+
+def _check_param(param: Any, place: str, differentiable: bool) -> None:
+    if not isinstance(param, Tensor):
+        raise TypeError(
+            f"optimizer can only optimize Tensors, but one of the params is "
+            f"{torch.typename(param)} ({place})"
+        )
+    if not (differentiable or param.is_leaf or param.retains_grad):
+        raise ValueError(
+            f"can't optimize a non-leaf Tensor ({place}: it was computed from others; optimize "
+            "those, or .detach().requires_grad_() it)"
+        )
+
+
+def _check_company(
+    group: Mapping[str, Any], others: Sequence[Mapping[str, Any]], place: str
+) -> None:
+    for other in others:
+        if ("param_names" in group) != ("param_names" in other):
+            kind = "with names" if "param_names" in group else "without names"
+            raise ValueError(
+                "all optimizer param groups should be with/without names. cannot add param group "
+                f"{kind} to the optimizer ({place})"
+            )
+    taken = {id(param): index for index, other in enumerate(others) for param in other["params"]}
+    for i, param in enumerate(group["params"]):
+        if id(param) in taken:
+            names = group.get("param_names")
+            raise ValueError(
+                "some parameters appear in more than one parameter group "
+                f"({place}: parameter {names[i] if names else i} is in group {taken[id(param)]})"
+            )

@@ -1,0 +1,300 @@
+"""Plan: how one step is done - which parameters go together, and which back-end updates them.
+
+A plan is made from the optimizer's groups, state and gradients, and kept while their static facts
+stay the same. Making it checks everything first: what is refused is refused before anything has
+changed. Loading it reads what may change from step to step: gradients, addresses, rates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from operator import is_
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from .backends import Launch, choose, log
+from .cohort import Cohort, Facts, Hyperparameters, facts_of, is_unfit, state_shape
+from .language import Formula, Program
+from .language.fields import Slot
+from .language.program import program_for
+from .native import tensors
+
+__all__ = ["Plan", "create_state"]
+
+# where a graph of work can be captured, in torch's order
+CAPTURABLE = ("cuda", "xpu", "hpu", torch._C._get_privateuse1_backend_name(), "xla")
+
+Group = dict[str, Any]
+
+
+def create_state(
+    program: Program, group: Mapping[str, Any], param: Tensor, have: Mapping[str, Any] = {}
+) -> dict[str, Tensor]:
+    """The state of a parameter that is not there yet, or not as a tensor on the right device.
+
+    What starts unset is left out.
+    """
+    made: dict[str, Tensor] = {}
+    for name, slot in program.slots.items():
+        value = have.get(name)
+        if isinstance(value, Tensor):
+            if not slot.scalar and value.device != param.device:
+                made[name] = value.to(param.device)
+        elif slot.initial == "param":
+            made[name] = param.detach().clone(memory_format=torch.preserve_format)
+        elif slot.scalar:
+            number = _initial(slot, group) if value is None else float(value)
+            device = param.device if group.get("capturable") else torch.device("cpu")
+            made[name] = torch.tensor(number, dtype=_scalar_dtype(), device=device)
+        elif slot.initial is not None:
+            made[name] = _filled(param, state_shape(slot, param), _initial(slot, group))
+    return made
+
+
+def _initial(slot: Slot, group: Mapping[str, Any]) -> float:
+    initial = slot.initial
+    return float(group[initial] if isinstance(initial, str) else initial or 0)
+
+
+def _filled(param: Tensor, shape: torch.Size, value: float) -> Tensor:
+    with torch.no_grad():
+        if shape != param.shape:
+            like = param.new_empty(shape)
+        else:
+            like = torch.empty_like(param, memory_format=torch.preserve_format)
+        # the gradient's real and imaginary parts are numbers of their own
+        like = like.detach()
+        (torch.view_as_real(like) if like.is_complex() else like).fill_(value)
+    return like
+
+
+def _scalar_dtype() -> torch.dtype:
+    # as torch: a count in float32 unless the whole session is in float64
+    return torch.float64 if torch.get_default_dtype() is torch.float64 else torch.float32
+
+
+class Plan:
+    """The launches of one step.
+
+    Raises:
+        RuntimeError: a gradient cannot be used: sparse, of another shape or on another device
+        ValueError: state that was put in by hand does not fit its parameter
+    """
+
+    def __init__(
+        self,
+        formula: Formula,
+        groups: list[Group],
+        state: dict[Tensor, dict[str, Any]],
+        *,
+        grad_scale: float | None,
+        densify: bool = False,
+    ) -> None:
+        self._formula = formula
+        self._groups = groups
+        self._state = state
+        self._densify = densify
+        self._grad_scale = grad_scale
+        self._members = [list(group["params"]) for group in groups]
+        self._params = [param for members in self._members for param in members]
+        self._hyperparameters = Hyperparameters(formula, groups)
+        self._hyperparameters.refresh(grad_scale)
+        static = [formula.static({**group, "grad_scale": grad_scale}) for group in groups]
+        rows = self._check()
+        self._launches: list[Launch] = []
+        self._places: list[list[int]] = []
+        self._form_cohorts(rows, static)
+        self._with_grad = [row.position for row in rows]
+        self._without_grad = [i for i, p in enumerate(self._params) if p.grad is None]
+        self._stepped = [row.param for row in rows]
+        self._states = [state[row.param] for row in rows]
+        self._totals = max((len(x.cohort.program.totals) for x in self._launches), default=0)
+
+    def _check(self) -> list[_Row]:
+        """The parameters with a gradient, or a refusal; nothing is changed."""
+        rows = []
+        programs: dict[Any, Program] = {}
+        position = 0
+        for index, (group, members) in enumerate(zip(self._groups, self._members, strict=True)):
+            whole = programs.setdefault(index, self._program(group, frozenset()))
+            for number, param in enumerate(members):
+                if param.grad is not None:
+                    have = self._state.get(param, {})
+                    absent = frozenset(
+                        n for n, s in whole.slots.items() if s.initial is None and have.get(n) is None
+                    )
+                    if (index, absent) not in programs:
+                        programs[index, absent] = self._program(group, absent)
+                    row = _Row(position, index, number, param, programs[index, absent])
+                    self._check_row(row, group, have)
+                    rows.append(row)
+                position += 1
+        return rows
+
+    def _program(self, group: Group, absent: frozenset[str]) -> Program:
+        return program_for(self._formula, {**group, "grad_scale": self._grad_scale}, absent)
+
+    def _check_row(self, row: _Row, group: Group, have: Mapping[str, Any]) -> None:
+        param, grad, name = row.param, row.param.grad, self._formula.name
+        assert grad is not None
+        if not (param.is_floating_point() or param.is_complex()):
+            raise RuntimeError(
+                f"{name} updates floating point and complex parameters, got {param.dtype} "
+                f"({self._where(row)}): leave it out of the optimizer"
+            )
+        if group.get("capturable") and param.device.type not in CAPTURABLE:
+            raise AssertionError(
+                "If capturable=True, params and state_steps must be on supported devices: "
+                f"{list(CAPTURABLE)}. ({name}, {self._where(row)} is on {param.device}: "
+                "leave capturable=False)"
+            )
+        if grad.shape != param.shape or grad.device != param.device:
+            raise RuntimeError(
+                f"{name}: the gradient of {self._where(row)} has shape {tuple(grad.shape)} on "
+                f"{grad.device}, its parameter {tuple(param.shape)} on {param.device}; was the "
+                "parameter replaced after backward()? Call zero_grad() and backward() again"
+            )
+        if grad.is_complex() != param.is_complex():
+            raise RuntimeError(
+                f"{name}: the gradient of {self._where(row)} is {grad.dtype}, its parameter "
+                f"{param.dtype}: one is complex, the other is not"
+            )
+        if grad.layout is not torch.strided:
+            self._check_sparse(row, grad)
+        for key, slot in row.program.slots.items():
+            value = have.get(key)
+            if isinstance(value, Tensor) and is_unfit(slot, param, value.to(param.device)):
+                raise ValueError(
+                    f"{name}: state[{key!r}] of {self._where(row)} has shape {tuple(value.shape)}, "
+                    f"expected {tuple(state_shape(slot, param))}"
+                )
+
+    def _check_sparse(self, row: _Row, grad: Tensor) -> None:
+        if grad.layout is torch.sparse_coo and (row.program.is_idle or self._densify):
+            return
+        raise RuntimeError(
+            f"{self._formula.name} does not support sparse gradients, please consider SparseAdam "
+            f"instead ({self._where(row)} has a gradient of layout {grad.layout}; or make the "
+            "gradient dense: sparse=False in torch.nn.Embedding)"
+        )
+
+    def _where(self, row: _Row) -> str:
+        names = self._groups[row.group].get("param_names")
+        which = repr(names[row.number]) if names else str(row.number)
+        return f"group {row.group}, parameter {which}"
+
+    # Forming cohorts
+
+    def _form_cohorts(self, rows: list[_Row], static: Sequence[Any]) -> None:
+        aliased = self._prepare_state(rows)
+        cohorts: dict[tuple[Facts, bool], Cohort] = {}
+        places: dict[tuple[Facts, bool], list[int]] = {}
+        for row, shared in zip(rows, aliased, strict=True):
+            group, state = self._groups[row.group], self._state[row.param]
+            assert row.param.grad is not None
+            pair = (row.param, self._dense(row.param.grad, row.program))
+            facts = facts_of(row.program, static[row.group], pair, state, group)
+            key = (facts, bool(shared))
+            if key not in cohorts:
+                cohorts[key] = Cohort(row.program, facts, self._hyperparameters, bool(shared))
+                places[key] = []
+            cohorts[key].params.append(row.param)
+            cohorts[key].states.append(state)
+            cohorts[key].group_indices.append(row.group)
+            places[key].append(row.position)
+        self._launches = [choose(cohort).launch(cohort) for cohort in cohorts.values()]
+        self._places = list(places.values())
+        for launch in self._launches:
+            log.debug("%s", _described(launch))
+
+    def _prepare_state(self, rows: list[_Row]) -> npt.NDArray[np.bool_]:
+        """Create what is missing, move what lies elsewhere; which rows share memory."""
+        starts, ends, owners = [], [], []
+        for index, row in enumerate(rows):
+            state = self._state[row.param]
+            created = create_state(row.program, self._groups[row.group], row.param, state)
+            state.update(created)
+            for tensor in (row.param, *(state[n] for n in row.program.slots if n in state)):
+                if type(tensor) in tensors.PLAIN_TYPES and tensor.layout is torch.strided:
+                    starts.append(tensor.data_ptr())
+                    ends.append(tensor.data_ptr() + tensor.numel() * tensor.element_size())
+                    owners.append(index)
+        shared = tensors.overlapping(np.array(starts, np.int64), np.array(ends, np.int64))
+        aliased = np.zeros(len(rows), bool)
+        aliased[np.array(owners, np.int64)[shared]] = True
+        return aliased
+
+    def _dense(self, grad: Tensor, program: Program) -> Tensor:
+        if grad.layout is torch.sparse_coo and not program.is_idle:
+            return grad.to_dense()
+        return grad
+
+    # Step after step
+
+    def load(self, grad_scale: float | None) -> bool:
+        """Read what this step needs; False if the plan no longer fits and must be made anew."""
+        if (grad_scale is None) is not (self._grad_scale is None) or not self._same_members():
+            return False
+        if not self._hyperparameters.refresh(grad_scale):
+            return False
+        if not all(map(is_, map(self._state.get, self._stepped), self._states)):
+            return False
+        grads = [param.grad for param in self._params]
+        if len(grads) != len(self._with_grad) and any(
+            grads[i] is not None for i in self._without_grad
+        ):
+            return False
+        for launch, places in zip(self._launches, self._places, strict=True):
+            chosen = grads if len(places) == len(grads) else [grads[i] for i in places]
+            if self._densify:
+                program = launch.cohort.program
+                chosen = [g if g is None else self._dense(g, program) for g in chosen]
+            if not launch.load(chosen, grad_scale):
+                return False
+        return True
+
+    def _same_members(self) -> bool:
+        return len(self._groups) == len(self._members) and all(
+            len(group["params"]) == len(members) and all(map(is_, group["params"], members))
+            for group, members in zip(self._groups, self._members, strict=True)
+        )
+
+    def run(self) -> None:
+        """Update all parameters."""
+        found: list[dict[int | None, float]] = []
+        while len(found) < self._totals:
+            shares: defaultdict[int | None, list[float]] = defaultdict(list)
+            for launch in self._launches:
+                for key, value in launch.shares(found):
+                    shares[key].append(value)
+            # the exact sum, so that it does not depend on how parameters are grouped
+            found.append({key: math.fsum(values) for key, values in shares.items()})
+        for launch in self._launches:
+            launch.run(found)
+
+    def describe(self) -> list[str]:
+        """A line per launch: its back-end and what it updates."""
+        return [_described(launch) for launch in self._launches]
+
+
+class _Row(NamedTuple):
+    """A parameter with a gradient: its place among all, its group, its number in the group."""
+
+    position: int
+    group: int
+    number: int
+    param: Tensor
+    program: Program
+
+
+def _described(launch: Launch) -> str:
+    cohort = launch.cohort
+    facts = cohort.facts
+    name = type(launch).__module__.rpartition(".")[2]
+    return f"{name}: {len(cohort.params)} x {facts.param_dtype} on {facts.device}, {facts.layout}"
