@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,7 @@ class Hyperparameters:
         self.formula = formula
         self.groups = groups
         self.names = [name for name in formula.fields if name != "grad_scale"]
+        self._read = itemgetter(*self.names, self.names[0])
         self.columns = columns_of(formula)
         self.table: npt.NDArray[np.float64] = np.full((len(groups), len(self.columns)), np.nan)
         self._seen: list[Any] = [None] * len(groups)
@@ -83,19 +85,17 @@ class Hyperparameters:
     def refresh(self, grad_scale: float | None) -> bool:
         """Read all groups; False if a fact that a formula may branch on has changed."""
         same = True
+        if grad_scale != self._scale:
+            self._scale = grad_scale
+            self._seen = [None] * len(self.groups)
         for index, group in enumerate(self.groups):
-            values = [group[name] for name in self.names]
-            if self._is_stale(index, values, grad_scale):
-                same &= self._store(index, values, grad_scale)
-        self._scale = grad_scale
+            values = self._read(group)
+            if values != self._seen[index]:
+                same &= self._store(index, values)
         return same
 
-    def _is_stale(self, index: int, values: list[Any], grad_scale: float | None) -> bool:
-        seen = self._seen[index]
-        return seen is None or grad_scale != self._scale or bool(seen != values)
-
-    def _store(self, index: int, values: list[Any], grad_scale: float | None) -> bool:
-        group = dict(zip(self.names, values, strict=True), grad_scale=grad_scale)
+    def _store(self, index: int, values: tuple[Any, ...]) -> bool:
+        group = dict(zip(self.names, values, strict=False), grad_scale=self._scale)
         row: list[float] = []
         has_tensor = False
         for f in self.formula.fields.values():
@@ -177,7 +177,7 @@ def _request(group: Mapping[str, Any]) -> str | None:
     return "eager" if fused is False or foreach is False else None
 
 
-def facts_hold(cohort: Cohort, grads: list[Tensor]) -> bool:
+def facts_hold(cohort: Cohort, grads: Sequence[Tensor | None]) -> bool:
     """Whether every parameter of the cohort still is what it was when the cohort was formed."""
     facts, slots = cohort.facts, cohort.program.slots
     for row, (param, state) in enumerate(zip(cohort.params, cohort.states, strict=True)):

@@ -13,7 +13,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks as global_post_ho
 from torch.optim.optimizer import _global_optimizer_pre_hooks as global_pre_hooks
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["Hooks", "hooked", "profiled"]
+__all__ = ["KINDS", "Hooks", "hooked", "profiled"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -54,9 +54,9 @@ class Hooks:
         """Called after each step; a Python profiler finds the optimizer by this name."""
 
     def register_step_pre_hook(self, hook: Callable[..., Any]) -> RemovableHandle:
-        """Call `hook(optimizer, args, kwargs)` before each step, `args` starting with the optimizer.
+        """Call `hook(optimizer, args, kwargs)` before each step.
 
-        It may return new `(args, kwargs)` for the step.
+        `args` starts with the optimizer. The hook may return new `(args, kwargs)` for the step.
         """
         return self._register("step_pre", hook)
 

@@ -112,8 +112,8 @@ class Plan:
         self._form_cohorts(rows, static)
         self._with_grad = [row.position for row in rows]
         self._without_grad = [i for i, p in enumerate(self._params) if p.grad is None]
-        self._stepped = [row.param for row in rows]
-        self._states = [state[row.param] for row in rows]
+        # whose state is whose, in a form that compares without hashing
+        self._keys, self._held = list(state), list(state.values())
         self._totals = max((len(x.cohort.program.totals) for x in self._launches), default=0)
 
     def _check(self) -> list[_Row]:
@@ -127,7 +127,9 @@ class Plan:
                 if param.grad is not None:
                     have = self._state.get(param, {})
                     absent = frozenset(
-                        n for n, s in whole.slots.items() if s.initial is None and have.get(n) is None
+                        n
+                        for n, s in whole.slots.items()
+                        if s.initial is None and have.get(n) is None
                     )
                     if (index, absent) not in programs:
                         programs[index, absent] = self._program(group, absent)
@@ -243,7 +245,10 @@ class Plan:
             return False
         if not self._hyperparameters.refresh(grad_scale):
             return False
-        if not all(map(is_, map(self._state.get, self._stepped), self._states)):
+        if len(self._state) != len(self._keys) or not (
+            all(map(is_, self._state, self._keys))
+            and all(map(is_, self._state.values(), self._held))
+        ):
             return False
         grads = [param.grad for param in self._params]
         if len(grads) != len(self._with_grad) and any(

@@ -67,7 +67,7 @@ class Launch:
         dtypes, self._fresh = _slots_of(cohort)
         self.kernel, self._library, self._call = _compiled(cohort.program, tuple(dtypes.items()))
         self._dtypes = {name: dtypes[name] for name in self.kernel.slots}
-        self._state_names = self.kernel.slots[2:]
+        self._state_names = self.kernel.slots[1:-1]
         _bring_to_layout(cohort)
         self._has_turned = Tensor.is_conj if cohort.facts.param_dtype.is_complex else Tensor.is_neg
         self._odd: list[int] = []
@@ -95,8 +95,7 @@ class Launch:
             "first_block": first,
             "numels": sizes.astype(np.float64),
         }
-        self._elements = int(sizes.sum())
-        self._sizes = sizes
+        self._most_threads = max(1, int(sizes.sum()) // GRAIN)
         self._context = np.zeros(len(CONTEXT), np.int64)
         self._context[CONTEXT.index("rows")] = len(sizes)
         for name, table in self._tables.items():
@@ -126,27 +125,33 @@ class Launch:
                 grads = [grad.resolve_conj().resolve_neg() for grad in grads]
             if self._odd:
                 grads = self._at_layout(grads)
-            items = self.cohort.params + grads
-            for name in self._state_names:
-                items += self._fresh.get(name) or [state[name] for state in self.cohort.states]
+            items = self._gather(grads)
         except (KeyError, TypeError, AttributeError):
             # a gradient that is None, or state that was taken away: a new plan will see it
             return False
         self._items = items
         if not reader.read(items):
             return False
-        return self._share_no_memory(reader.addresses)
+        return self._written_addresses.tobytes() == self._written or self._is_apart()
 
     def _first_look(self, grads: list[Tensor]) -> tensors.Reader:
         params = self.cohort.params
         pairs = enumerate(zip(params, grads, strict=True))
         self._odd = [i for i, (param, grad) in pairs if grad.stride() != param.stride()]
-        items = params + self._at_layout(grads)
-        for name in self._state_names:
-            items += self._fresh.get(name) or self.cohort.state_tensors(name)
-        self._reader = tensors.Reader(items)
-        self._context[CONTEXT.index("addresses")] = self._reader.addresses.ctypes.data
+        self._reader = tensors.Reader(self._gather(self._at_layout(grads)))
+        addresses = self._reader.addresses
+        self._context[CONTEXT.index("addresses")] = addresses.ctypes.data
+        self._written_addresses = addresses[: -len(params)].reshape(-1, len(params))
         return self._reader
+
+    def _gather(self, grads: list[Tensor]) -> list[Tensor]:
+        """All tensors of a step, slot by slot."""
+        items = self.cohort.params.copy()
+        states = self.cohort.states
+        for name in self._state_names:
+            items += self._fresh.get(name) or [state[name] for state in states]
+        items += grads
+        return items
 
     def _at_layout(self, grads: list[Tensor]) -> list[Tensor]:
         grads = list(grads)
@@ -156,16 +161,12 @@ class Launch:
                 grads[i] = torch.empty_like(param, dtype=grad.dtype).copy_(grad)
         return grads
 
-    def _share_no_memory(self, addresses: npt.NDArray[np.int64]) -> bool:
-        """Whether everything that is written lies apart; looked at again when it has moved."""
-        rows = len(self._sizes)
-        written = addresses.reshape(-1, rows)[[0, *range(2, len(self.kernel.slots))]]
-        key = written.tobytes()
-        if key == self._written:
-            return True
-        ends = written + self._written_sizes
-        apart = not tensors.overlapping(written.ravel(), ends.ravel()).any()
-        self._written = key if apart else b""
+    def _is_apart(self) -> bool:
+        """Whether what is written shares no memory; asked again when something has moved."""
+        starts = self._written_addresses
+        ends = starts + self._written_sizes
+        apart = not tensors.overlapping(starts.ravel(), ends.ravel()).any()
+        self._written = starts.tobytes() if apart else b""
         return apart
 
     def shares(self, found: Sequence[Mapping[Any, float]]) -> list[tuple[int | None, float]]:
@@ -211,9 +212,10 @@ class Launch:
             self._fill(found)
 
     def _sweep(self, first: int, last: int) -> None:
-        threads = max(1, min(openmp.threads(), self._elements // GRAIN))
-        if threads != self._threads:
-            self._share_out(threads)
+        if self._most_threads > 1 or self._threads == 0:
+            threads = min(openmp.threads(), self._most_threads)
+            if threads != self._threads:
+                self._share_out(threads)
         self._call(self._context_address, first, last)
 
     def _share_out(self, threads: int) -> None:
@@ -231,8 +233,7 @@ class Launch:
             for state, value in zip(self.cohort.states, values, strict=True):
                 state[name] = value
         if "grad" in self.cohort.program.outputs:
-            rows = len(self._sizes)
-            for grad, used in zip(self._grads, self._items[rows : 2 * rows], strict=True):
+            for grad, used in zip(self._grads, self._items[-len(self._grads) :], strict=True):
                 if grad is not used:
                     grad.copy_(used)
 

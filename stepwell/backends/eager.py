@@ -128,7 +128,7 @@ class _Row:
     def _store_state(self, name: str, value: Any) -> None:
         old = self.state.get(name)
         if self.slots[name].scalar:
-            self.state[name].copy_(value) if isinstance(value, Tensor) else old.fill_(value)
+            self.state[name].fill_(value)
         elif isinstance(old, Tensor) and not self.differentiable:
             self.write(old, value)
         else:

@@ -148,7 +148,9 @@ class Launch:
     def _numbers(self) -> dict[Expr, Numbers]:
         """The value of each node that is one number per parameter, by row."""
         cohort = self.cohort
-        state = {n: [float(t) for t in cohort.state_tensors(n)] for n in cohort.program.scalar_slots}
+        state = {
+            n: [float(t) for t in cohort.state_tensors(n)] for n in cohort.program.scalar_slots
+        }
         values: dict[Expr, Numbers] = {}
         known: dict[tuple[Any, ...], int] = {}
         order = []
@@ -165,7 +167,7 @@ class Launch:
 
     def _number(
         self, node: Expr, row: int, values: dict[Expr, Numbers], state: dict[str, Numbers]
-    ) -> float:
+    ) -> Any:
         if node.op == "const":
             return float(node.value or 0)
         if node.op == "state":
@@ -260,18 +262,19 @@ def _argument(node: Expr, values: dict[Expr, List], numbers: dict[Expr, Numbers]
 
 
 def _apply(node: Expr, args: list[Any], place: int | None) -> List:
+    """The operation on lists; with a place, in the memory of that argument."""
     if place == 1 or (node.op in COMMUTATIVE and _is_numbers(args[0])):
         args = args[::-1]
-    if node.op in LISTED and not any(map(_is_numbers, args[:1])):
-        if node.op != "lerp" or not _is_numbers(args[1]):
-            function = getattr(torch, LISTED[node.op] + ("" if place is None else "_"))
-            result = function(*(_one_if_same(arg) for arg in args))
-            return args[0] if place is not None else list(result)
-    if node.op == "sub" and _is_numbers(args[0]):
-        return list(torch._foreach_add(torch._foreach_neg(args[1]), _one_if_same(args[0])))
-    if node.op == "div" and _is_numbers(args[0]):
-        return list(torch._foreach_mul(torch._foreach_reciprocal(args[1]), _one_if_same(args[0])))
-    return list(starmap(SINGLE[node.op], zip(*args, strict=True)))
+    first, rest = args[0], [_one_if_same(arg) for arg in args[1:]]
+    if _is_numbers(first) and node.op == "sub":
+        return list(torch._foreach_add(torch._foreach_neg(args[1]), _one_if_same(first)))
+    if _is_numbers(first) and node.op == "div":
+        return list(torch._foreach_mul(torch._foreach_reciprocal(args[1]), _one_if_same(first)))
+    if _is_numbers(first) or (node.op == "lerp" and _is_numbers(args[1])) or node.op not in LISTED:
+        return list(starmap(SINGLE[node.op], zip(*args, strict=True)))
+    function = getattr(torch, LISTED[node.op] + ("" if place is None else "_"))
+    result = function(first, *rest)
+    return first if place is not None else list(result)
 
 
 def _is_numbers(value: Any) -> bool:

@@ -134,23 +134,23 @@ class Expr:
     def __invert__(self) -> Expr:
         return self.graph.apply("not", self)
 
-    def _has_no_value(self) -> NoReturn:
-        raise TypeError(
-            f"{self.graph.owner}.update: a formula cannot branch on, or turn into a number, a value "
-            "that is only known when it runs; use where(condition, a, b), & instead of `and`, "
-            "| instead of `or`, and functions of stepwell.language instead of those of math"
+    def _no_value(self) -> TypeError:
+        return TypeError(
+            f"{self.graph.owner}.update: a formula cannot branch on, or turn into a number, a "
+            "value that is only known when it runs; use where(condition, a, b), & instead of "
+            "`and`, | instead of `or`, and functions of stepwell.language instead of math's"
         )
 
     def __bool__(self) -> bool:
-        if self.index in self.graph.nonzero:
-            return True
-        self._has_no_value()
+        if self.index not in self.graph.nonzero:
+            raise self._no_value()
+        return True
 
     def __float__(self) -> float:
-        self._has_no_value()
+        raise self._no_value()
 
     def __int__(self) -> int:
-        self._has_no_value()
+        raise self._no_value()
 
     def __iter__(self) -> NoReturn:
         raise TypeError(f"{self.graph.owner}.update: a value of a formula cannot be iterated over")

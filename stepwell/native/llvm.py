@@ -70,5 +70,3 @@ def constant(value: float, kind: str) -> str:
     if kind == "float":
         value = ctypes.c_float(value).value
     return f"0x{struct.unpack('<Q', struct.pack('<d', value))[0]:016X}"
-
-

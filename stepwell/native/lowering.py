@@ -27,7 +27,7 @@ from . import llvm
 from .openmp import Runtime
 from .rewrite import rewrite
 
-__all__ = ["CONTEXT", "LOADS", "OPS", "Kernel", "lower"]
+__all__ = ["CONTEXT", "MEMORY", "SUPPORTED", "Kernel", "lower"]
 
 # LLVM instructions per operation, the last one being the result. {0}, {1}, {2}: arguments;
 # {t}: their type; {s}: its suffix in intrinsics; {a}, {b}, ...: the lines before.
@@ -172,9 +172,11 @@ def lower(program: Program, dtypes: dict[str, torch.dtype], runtime: Runtime | N
 
 
 def _declarations() -> str:
-    lines = [f"declare {t} @llvm.{name}.{s}({', '.join([t] * arity)})"
-             for t, s in (("float", "f32"), ("double", "f64"))
-             for name, arity in INTRINSICS.items()]
+    lines = [
+        f"declare {t} @llvm.{name}.{s}({', '.join([t] * arity)})"
+        for t, s in (("float", "f32"), ("double", "f64"))
+        for name, arity in INTRINSICS.items()
+    ]
     return "\n".join([*lines, ""])
 
 
@@ -285,8 +287,9 @@ class _Lowering:
         self.reduced = tuple(known)
         self.element_state = tuple(n for n in program.element_slots if n in dtypes)
         self.scalar_state = tuple(n for n in program.scalar_slots if n in dtypes)
-        self.elements = ("param", "grad", *self.element_state)
-        self.slots = (*self.elements, *self.scalar_state)
+        self.elements = ("param", *self.element_state, "grad")
+        # what is written comes first, the gradient last
+        self.slots = ("param", *self.element_state, *self.scalar_state, "grad")
         self.element_outputs = {n: v for n, v in program.outputs.items() if n in self.elements}
         self.scalar_outputs = {n: v for n, v in program.outputs.items() if n in self.scalar_state}
 
@@ -478,8 +481,9 @@ class _Lowering:
             body.emit(f"load i64, ptr {body.cell('i64', blocks, 3, '%block', j)}") for j in range(3)
         )
         arguments = []
-        for j, name in enumerate(self.elements):
-            at = body.emit(f"add i64 {body.emit(f'mul i64 {rows}, {j}')}, {row}")
+        for name in self.elements:
+            before = body.emit(f"mul i64 {rows}, {self.slots.index(name)}")
+            at = body.emit(f"add i64 {before}, {row}")
             base = body.item("ptr", addresses, at)
             arguments.append("ptr " + body.address(MEMORY[self.dtypes[name]].type, base, start))
         numbers = body.cell(self.kind, body.pointer("numbers"), len(self.columns), row, 0)

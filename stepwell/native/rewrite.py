@@ -1,4 +1,4 @@
-"""Put a Program into a processor's operations: multiply-add, and no division where none is needed."""
+"""Put a Program into a processor's operations: multiply-add, and no needless division."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 from .contenders import Contender
 from .runner import Plan, Report
@@ -20,15 +20,15 @@ def progress(console: Console, contenders: list[Contender], plan: Plan) -> Itera
         return
     bars = Progress(
         TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
+        BarColumn(bar_width=14),
+        TextColumn("{task.completed:>2}/{task.total} epochs"),
         TextColumn("{task.fields[doing]}"),
         console=console,
         # a thread that redraws would disturb the times that are measured
         auto_refresh=False,
     )
     tasks = {
-        one.title: bars.add_task(one.title, total=plan.total, doing="epochs") for one in contenders
+        one.title: bars.add_task(one.title, total=plan.total, doing="waiting") for one in contenders
     }
 
     def report(contender: Contender, done: int, loss: float) -> None:
@@ -42,13 +42,13 @@ def progress(console: Console, contenders: list[Contender], plan: Plan) -> Itera
 def _lines(console: Console, plan: Plan) -> Report:
     def report(contender: Contender, done: int, loss: float) -> None:
         if done in (plan.half, plan.epochs, plan.total):
-            console.print(f"{contender.title}: {done}/{plan.total} {_doing(plan, done, loss)}")
+            what = f"{done}/{plan.total} epochs {_doing(plan, done, loss)}"
+            console.print(f"{contender.title}: {what}")
 
     return report
 
 
 def _doing(plan: Plan, done: int, loss: float) -> str:
     if done == plan.total:
-        return "epochs, done"
-    what = "training" if done <= plan.epochs else "resumed from half way"
-    return f"epochs, {what}, loss {loss:.4f}"
+        return "done"
+    return f"{'training' if done <= plan.epochs else 'resumed'}, loss {loss:.4f}"

@@ -1,0 +1,1 @@
+"""stepwell beside its rivals, in one run on one machine: `scripts/bench`."""

@@ -1,0 +1,121 @@
+"""`python -m benchmarks`: the tables of speed and cost, and a JSON file if asked for."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from stepwell.race.machine import describe
+
+from .cases import CASES, Case
+from .costs import COSTS, Cost
+from .measure import Result, copy_bandwidth, measure
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure and print; the exit status is 1 if a number is wrong or a bar is missed."""
+    options = _parser().parse_args(arguments)
+    console = Console(width=None if sys.stdout.isatty() else 132)
+    chosen = [case for case in CASES if options.only in f"{case.rule} {case.dtype} {case.work}"]
+    console.print(describe())
+    results = []
+    for case in chosen:
+        with console.status(f"{case.rule} {case.work}"):
+            results.append(measure(case, options.seconds))
+    if results:
+        console.print(_speeds(results, copy_bandwidth()))
+    costs = [(cost, cost.measure()) for cost in COSTS if options.only in cost.what]
+    if costs:
+        console.print(_costs(costs))
+    if options.json:
+        _save(options.json, results, costs)
+    missed = any(r.error or r.misses() for r in results)
+    return int(missed or any(value > cost.limit for cost, value in costs))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
+    parser.add_argument("--only", default="", help="rows whose rule, dtype or work contains this")
+    parser.add_argument("--seconds", type=float, default=4.0, help="how long each row is raced")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
+    parser.add_argument("--device", default="cpu", choices=["cpu"], help="where to measure")
+    return parser
+
+
+def _speeds(results: list[Result], copy: float) -> Table:
+    table = Table(title=f"microseconds per step, medians (a copy moves {copy:.1f} GB/s)")
+    table.add_column("work")
+    for name in ("stepwell", "torch fused", "torch default", "vs fused", "vs default", "GB/s"):
+        table.add_column(name, justify="right")
+    table.add_column("must reach")
+    section = None
+    for result in results:
+        name = f"{result.case.rule}, {str(result.case.dtype).removeprefix('torch.')}"
+        if name != section:
+            table.add_section()
+            table.add_row(f"[bold]{name}[/bold]")
+            section = name
+        table.add_row(*_row(result))
+    return table
+
+
+def _row(result: Result) -> list[str]:
+    case = result.case
+    if result.error:
+        return [case.work, f"[red]wrong numbers: {result.error}[/red]"]
+    times = [result.medians.get(name) for name in ("stepwell", "fused", "default")]
+    ratios = [result.ratio(n) if n in result.medians else None for n in ("fused", "default")]
+    missed = result.misses()
+    return [
+        case.work,
+        *("" if time is None else f"{time:,.1f}" for time in times),
+        *("" if ratio is None else f"{ratio:.2f}x" for ratio in ratios),
+        f"{result.gigabytes_per_second:.1f}" if case.bytes_per_element else "",
+        f"[red]{'; '.join(missed)}[/red]" if missed else f"[green]{_bars(case)}[/green]",
+    ]
+
+
+def _bars(case: Case) -> str:
+    bars = [f"{bar:g}x {rival}" for rival, bar in case.bars.items()]
+    limit = [] if case.limit is None else [f"{case.limit:g} us"]
+    return ", ".join([*limit, *bars])
+
+
+def _costs(costs: list[tuple[Cost, float]]) -> Table:
+    table = Table(title="paid once")
+    for name in ("what", "measured", "at most"):
+        table.add_column(name, justify="left" if name == "what" else "right")
+    for cost, value in costs:
+        colour = "green" if value <= cost.limit else "red"
+        table.add_row(
+            cost.what,
+            f"[{colour}]{value:.3f} {cost.unit}[/{colour}]",
+            f"{cost.limit:g} {cost.unit}",
+        )
+    return table
+
+
+def _save(path: Path, results: list[Result], costs: list[tuple[Cost, float]]) -> None:
+    rows = [
+        {
+            "rule": r.case.rule,
+            "dtype": str(r.case.dtype).removeprefix("torch."),
+            "work": r.case.work,
+            "microseconds": {name: round(value, 2) for name, value in r.medians.items()},
+            "missed": [r.error] if r.error else r.misses(),
+        }
+        for r in results
+    ]
+    once = [
+        {"what": c.what, "value": round(v, 4), "unit": c.unit, "limit": c.limit} for c, v in costs
+    ]
+    path.write_text(json.dumps({"machine": describe(), "speeds": rows, "costs": once}, indent=1))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,231 @@
+"""Declarations: what the body of an optimizer class says, as constructor, checks and formula."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field, replace
+from types import GenericAlias
+from typing import Any, Literal
+
+from torch import Tensor
+from torch.optim.optimizer import ParamsT, required
+from typing_extensions import dataclass_transform
+
+from .language import Formula, Maximize, Unscale
+from .language import compose as compose_formula
+from .language.fields import Field, fields_of, near_miss, slots_of
+
+__all__ = ["Declaration", "Flags", "declare"]
+
+OWN_KEYS = ("params", "param_names")
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """The hyperparameters of one optimizer class: for its constructor and for its groups.
+
+    `check` looks at hyperparameters that depend on each other: it returns what is wrong, or None.
+    """
+
+    owner: str
+    fields: Mapping[str, Field]
+    check: Callable[[Mapping[str, Any]], str | None]
+    _foreign: dict[str, str | None] = field(default_factory=dict)
+
+    @property
+    def arguments(self) -> list[Field]:
+        """What the constructor takes after `params`, in order."""
+        taken = [f for f in self.fields.values() if not f.fixed]
+        return sorted(taken, key=lambda f: f.keyword_only)
+
+    def signature(self) -> inspect.Signature:
+        """The signature of `__init__`."""
+        kind = inspect.Parameter
+        either = kind.POSITIONAL_OR_KEYWORD
+        parameters = [
+            kind("self", either),
+            kind("params", either, annotation=ParamsT),
+            *(
+                kind(
+                    f.name,
+                    kind.KEYWORD_ONLY if f.keyword_only else either,
+                    default=f.default,
+                    annotation=_annotation(f),
+                )
+                for f in self.arguments
+            ),
+        ]
+        return inspect.Signature(parameters, return_annotation=None)
+
+    def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The value of each hyperparameter, given the constructor's arguments after `params`.
+
+        Raises:
+            TypeError: these arguments do not fit the signature
+            ValueError, TypeError: a value is out of range, or no number at all
+        """
+        positional = [f.name for f in self.arguments if not f.keyword_only]
+        if len(args) > len(positional):
+            raise TypeError(
+                f"{self.owner}.__init__() takes from 2 to {len(positional) + 2} positional "
+                f"arguments but {len(args) + 2} were given"
+            )
+        given = dict(zip(positional, args, strict=False))
+        for name, value in kwargs.items():
+            if name in given:
+                raise TypeError(
+                    f"{self.owner}.__init__() got multiple values for argument '{name}'"
+                )
+            if name not in self.fields or self.fields[name].fixed:
+                raise TypeError(self._unexpected(name))
+            given[name] = value
+        return {
+            name: f.check(given.get(name, f.default), self.owner) for name, f in self.fields.items()
+        }
+
+    def _unexpected(self, name: str) -> str:
+        names = [f.name for f in self.arguments]
+        close = near_miss(name, names)
+        hint = f"did you mean '{close}'?" if close else f"it takes params, {', '.join(names)}"
+        return f"{self.owner}.__init__() got an unexpected keyword argument '{name}'; {hint}"
+
+    def checked(self, key: str, value: Any, index: int) -> Any:
+        """The value that a group may hold under this key; any value under a foreign one."""
+        place = f"group {index}"
+        if key in self.fields:
+            return self.fields[key].check(value, self.owner, place)
+        close = self._meant_by(key)
+        if close is not None:
+            raise ValueError(
+                f"{self.owner}, {place}: key '{key}' is no hyperparameter; did you mean '{close}'? "
+                "(keys unlike any hyperparameter are kept as they are)"
+            )
+        return value
+
+    def _meant_by(self, key: str) -> str | None:
+        if key not in self._foreign:
+            known = isinstance(key, str) and bool(self.fields)
+            self._foreign[key] = near_miss(key, (*self.fields, *OWN_KEYS)) if known else None
+        return self._foreign[key]
+
+    def complete(
+        self, group: Mapping[str, Any], defaults: Mapping[str, Any], index: int
+    ) -> dict[str, Any]:
+        """The group with all its hyperparameters, each of them checked."""
+        for name, default in defaults.items():
+            if default is required and name not in group:
+                raise ValueError(
+                    "parameter group didn't specify a value of required optimization parameter "
+                    f"{name} ({self.owner}, group {index})"
+                )
+        known = {name: f.default for name, f in self.fields.items()}
+        # as torch does: the group's own keys first, then the defaults
+        full = {**group, **{k: v for k, v in {**known, **defaults}.items() if k not in group}}
+        full = {key: self.checked(key, value, index) for key, value in full.items()}
+        self._check_together(full, index)
+        return full
+
+    def _check_together(self, group: Mapping[str, Any], index: int) -> None:
+        place = f"({self.owner}, group {index})"
+        if self.fields and group.get("fused"):
+            if group.get("differentiable"):
+                raise RuntimeError(f"`fused` does not support `differentiable` {place}")
+            if group.get("foreach"):
+                raise RuntimeError(f"`fused` and `foreach` cannot be `True` together. {place}")
+        problem = self.check(group)
+        if problem is not None:
+            raise ValueError(f"{problem} {place}")
+
+
+def _annotation(field: Field) -> Any:
+    hint: Any = {"flag": bool, "integer": int}.get(field.kind, float | Tensor)
+    if field.kind == "choice":
+        hint = Literal.__getitem__(field.choices)
+    if field.items:
+        hint = GenericAlias(tuple, tuple(_annotation(item) for item in field.items))
+    return hint | None if field.optional else hint
+
+
+@dataclass_transform()
+class Flags:
+    """The arguments that every rule takes by keyword, unless it lists its own."""
+
+    _: KW_ONLY
+    maximize: bool = False
+    foreach: bool | None = None
+    capturable: bool = False
+    differentiable: bool = False
+    fused: bool | None = None
+
+
+def _take_fields(cls: type) -> dict[str, Field]:
+    """The hyperparameters that the body of a class declares, which then are no attributes of it.
+
+    An optimizer's rate is in its groups; `optimizer.lr` would answer with the default.
+    """
+    fields = fields_of(cls)
+    for name in fields:
+        delattr(cls, name)
+    return fields
+
+
+FLAGS = _take_fields(Flags)
+
+
+Optimizer.declaration = Declaration("Optimizer", {}, Optimizer.check)
+
+TAKEN = {"param", "grad", "params", "param_names", "state", "param_groups", "defaults", "update"}
+
+
+def _declare(cls: Any) -> None:
+    """Read what the body of a subclass declares, and make its formula and its constructor."""
+    above: Any = super(cls, cls)
+    body = vars(cls)
+    slots = slots_of(cls)
+    is_rule = "update" in body
+    # a class with a constructor of its own may annotate what it likes
+    fields = _take_fields(cls) if is_rule or "__init__" not in body else {}
+    for name in (*fields, *slots):
+        if hasattr(Optimizer, name) or name in TAKEN:
+            raise TypeError(f"{cls.__name__}.{name}: the shell uses this name, choose another")
+    for name in slots:
+        delattr(cls, name)
+    changed = bool(is_rule or fields or slots or "transforms" in body)
+    fields = {**above._fields, **fields}
+    if is_rule and not fields.keys() & FLAGS.keys():
+        fields |= FLAGS
+    cls._fields = fields
+    added = {n: replace(f, keyword_only=True) for t in cls.transforms for n, f in t.fields.items()}
+    cls.declaration = Declaration(cls.__name__, {**fields, **added}, cls.check)
+    if changed and hasattr(cls, "update"):
+        cls._slots = {**above._slots, **slots}
+        cls.formula = _formula(cls)
+    if changed and "__init__" not in body:
+        cls.__init__ = _constructor(cls)
+
+
+def _formula(cls: Any) -> Formula:
+    taken = list(inspect.signature(cls.update).parameters)
+    if len(taken) != 4:
+        raise TypeError(
+            f"{cls.__name__}.update must be a static method of (param, grad, state, group), "
+            f"got ({', '.join(taken)})"
+        )
+    rule = Formula(cls.__name__, cls._fields, cls._slots, cls.update)
+    climb = [Maximize] if "maximize" in cls._fields else []
+    return compose_formula(rule, [Unscale, *climb, *cls.transforms])
+
+
+def _constructor(cls: Any) -> Callable[..., None]:
+    """An `__init__` that shows the signature; what it says is done by the base class."""
+
+    def __init__(self: Any, params: ParamsT, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        super(cls, self).__init__(params, *args, **kwargs)
+
+    __init__.__qualname__ = f"{cls.__qualname__}.__init__"
+    __init__.__module__ = cls.__module__
+    __init__.__signature__ = cls.declaration.signature()  # type: ignore[attr-defined]
+    return __init__
+
+

@@ -1,0 +1,204 @@
+"""Matching: which part of a loaded state dict belongs to which parameter and group."""
+
+from __future__ import annotations
+
+import difflib
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+__all__ = ["LoadReport", "Match", "Place", "match", "nearest", "refusal"]
+
+Group = Mapping[str, Any]
+
+SHOWN = 10
+
+
+class LoadReport(NamedTuple):
+    """What of a state dict was not loaded; all empty if everything fitted.
+
+    Attributes:
+        missing: what the optimizer needs and the state dict lacks
+        unexpected: what the state dict has and the optimizer does not know
+        mismatched: entries of the wrong shape or kind
+    """
+
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    mismatched: tuple[str, ...] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether everything was loaded."""
+        return not (self.missing or self.unexpected or self.mismatched)
+
+    def __str__(self) -> str:
+        return "".join(
+            f"\n  {kind}: {entry}"
+            for kind, entries in zip(self._fields, self, strict=True)
+            for entry in _shown(entries)
+        )
+
+
+def _shown(entries: Sequence[str]) -> list[str]:
+    rest = len(entries) - SHOWN
+    return [*entries[:SHOWN], f"... and {rest} more"] if rest > 0 else list(entries)
+
+
+class Place(NamedTuple):
+    """A parameter of the optimizer, the index of its group, and what messages call it."""
+
+    param: Tensor
+    group: int
+    label: str
+
+
+@dataclass
+class Match:
+    """What belongs to what: saved ids to parameters, and to each group a saved one or None."""
+
+    params: dict[Any, Place]
+    groups: list[int | None]
+    report: LoadReport
+    by_name: bool
+
+    def source(self, group: int, saved: Sequence[Group]) -> Group:
+        """The saved group with which a group is matched, or an empty one."""
+        index = self.groups[group]
+        return {} if index is None else saved[index]
+
+
+def match(owner: str, groups: Sequence[Group], saved: Sequence[Group], strict: bool) -> Match:
+    """Match by name where both sides know all names, else by order.
+
+    By name, a parameter may have moved to another place or another group; the groups are matched
+    by the names they share, each with one saved group. By order, as torch does it, the groups
+    must have equal sizes.
+
+    Raises:
+        ValueError: the groups do not correspond, and `strict` asks that they do
+    """
+    if strict and len(groups) != len(saved):
+        raise ValueError(
+            "loaded state dict has a different number of parameter groups "
+            f"({owner}: {len(saved)} in the state dict, {len(groups)} in the optimizer; "
+            "strict=False loads what fits)"
+        )
+    ours, theirs = _by_name(groups), _by_name(saved)
+    if ours is not None and theirs is not None:
+        return _match_names((len(groups), len(saved)), ours, theirs)
+    if strict:
+        _check_sizes(owner, groups, saved)
+    return _match_order(groups, saved)
+
+
+def _by_name(groups: Sequence[Group]) -> dict[str, tuple[Any, int]] | None:
+    """Parameter (or id) and index of the group by name; None if names are missing or repeated."""
+    named: dict[str, tuple[Any, int]] = {}
+    for index, group in enumerate(groups):
+        names = group.get("param_names")
+        if not isinstance(names, (list, tuple)) or len(names) != len(group["params"]):
+            return None
+        for name, param in zip(names, group["params"], strict=True):
+            if name in named:
+                return None
+            named[name] = (param, index)
+    return named
+
+
+def _match_names(
+    counts: tuple[int, int],
+    ours: Mapping[str, tuple[Any, int]],
+    theirs: Mapping[str, tuple[Any, int]],
+) -> Match:
+    missing = [name for name in ours if name not in theirs]
+    unexpected = [name for name in theirs if name not in ours]
+    shared: dict[tuple[int, int], int] = defaultdict(int)
+    params: dict[Any, Place] = {}
+    for name, (param, index) in ours.items():
+        if name in theirs:
+            saved_id, saved_index = theirs[name]
+            params[saved_id] = Place(param, index, name)
+            shared[index, saved_index] += 1
+    report = LoadReport(
+        tuple(nearest(name, unexpected, "the state dict has") for name in missing),
+        tuple(nearest(name, missing, "the optimizer has") for name in unexpected),
+    )
+    return Match(params, _pair_groups(*counts, shared), report, by_name=True)
+
+
+def nearest(name: str, others: Sequence[str], where: str) -> str:
+    """The name, with the one among the others that it may stand for."""
+    close = difflib.get_close_matches(name, others, n=1) if len(others) <= 1000 else []
+    return f"{name} ({where} {close[0]})" if close else name
+
+
+def _pair_groups(
+    count: int, saved_count: int, shared: Mapping[tuple[int, int], int]
+) -> list[int | None]:
+    """For each group the saved one that shares the most names with it, used once."""
+    pairs: dict[int, int] = {}
+    ranked = sorted(shared, key=lambda pair: (-shared[pair], pair[0] != pair[1], pair))
+    for index, saved_index in ranked:
+        if index not in pairs and saved_index not in pairs.values():
+            pairs[index] = saved_index
+    if count == saved_count:
+        # what shares no name is matched in order
+        rest = (i for i in range(saved_count) if i not in pairs.values())
+        pairs |= dict(zip((i for i in range(count) if i not in pairs), list(rest), strict=True))
+    return [pairs.get(index) for index in range(count)]
+
+
+def _check_sizes(owner: str, groups: Sequence[Group], saved: Sequence[Group]) -> None:
+    for index, (group, other) in enumerate(zip(groups, saved, strict=True)):
+        if len(group["params"]) != len(other["params"]):
+            raise ValueError(
+                "loaded state dict contains a parameter group that doesn't match the size of "
+                f"optimizer's group ({owner}, group {index}: {len(other['params'])} parameters in "
+                f"the state dict, {len(group['params'])} in the optimizer; with names on both "
+                "sides, from model.named_parameters(), it would say which)"
+            )
+
+
+def _match_order(groups: Sequence[Group], saved: Sequence[Group]) -> Match:
+    params: dict[Any, Place] = {}
+    missing: list[str] = []
+    unexpected: list[str] = []
+    first = 0
+    for index, group in enumerate(groups):
+        ids = saved[index]["params"] if index < len(saved) else []
+        names = group.get("param_names")
+        for i, param in enumerate(group["params"]):
+            label = names[i] if names else f"parameter {first + i} (group {index})"
+            if i < len(ids):
+                params.setdefault(ids[i], Place(param, index, label))
+            else:
+                missing.append(label)
+        unexpected += [f"parameter id {i} (group {index})" for i in ids[len(group["params"]) :]]
+        first += len(group["params"])
+    for index in range(len(groups), len(saved)):
+        unexpected += [f"parameter id {i} (group {index})" for i in saved[index]["params"]]
+    pairs = [index if index < len(saved) else None for index in range(len(groups))]
+    report = LoadReport(tuple(missing), tuple(unexpected))
+    return Match(params, pairs, report, by_name=False)
+
+
+def refusal(
+    owner: str, groups: Sequence[Group], saved: Sequence[Group], matched: Match, report: LoadReport
+) -> str:
+    """What to tell a user whose state dict does not fit."""
+    sizes, saved_sizes = ([len(g["params"]) for g in side] for side in (groups, saved))
+    said = f"{owner}: the loaded state dict does not fit this optimizer"
+    if sizes != saved_sizes:
+        said = (
+            "loaded state dict contains a parameter group that doesn't match the size of "
+            f"optimizer's group ({owner})"
+        )
+    order = "; without param_names in it, parameters are matched by order"
+    return (
+        f"{said}:{report}\n  (nothing was loaded; strict=False loads what fits"
+        f"{order if matched.by_name else ''})"
+    )

@@ -1,0 +1,395 @@
+"""Optimizer: the shell around every rule - groups, state, steps, hooks, checkpoints.
+
+A rule declares hyperparameters, state and a formula; all else that torch.optim promises is done
+here, once.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import inspect
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, InitVar, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer as TorchOptimizer
+from torch.optim.optimizer import ParamsT as ParamsT
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook as register_optimizer_step_post_hook,
+)
+from torch.optim.optimizer import (
+    register_optimizer_step_pre_hook as register_optimizer_step_pre_hook,
+)
+from torch.optim.optimizer import required as required
+from typing_extensions import dataclass_transform
+
+from .hooks import KINDS, Hooks, hooked, profiled
+from .language import Formula, Maximize, Transform, Unscale, program_for
+from .language import compose as compose_formula
+from .language.fields import Field, Slot, fields_of, slots_of
+from .matching import LoadReport, match, refusal
+from .param_groups import Declaration, Group, add_group, as_groups
+from .plan import Plan
+from .state_dict import Layout, Policy, load_group, load_state, pack, read
+
+__all__ = [
+    "LoadReport",
+    "Optimizer",
+    "ParamsT",
+    "compose",
+    "register_optimizer_step_post_hook",
+    "register_optimizer_step_pre_hook",
+    "required",
+]
+
+StateDict = dict[str, Any]
+
+# what a copy or a pickle does not take along
+PASSING = {"_held", "_opt_called", "_stepping", "_warned_capturable_if_run_uncaptured"}
+
+
+class Optimizer(Hooks, Flags, TorchOptimizer):
+    """Base class of all optimizers, and torch's `Optimizer` to whoever asks with isinstance.
+
+    A rule is a subclass whose annotations are hyperparameters, whose `zeros()` and the like are
+    state, and whose `update` is the formula:
+
+        class SignDescent(stepwell.Optimizer):
+            lr: NonNegative = 1e-3
+            momentum: Decay = 0.9
+
+            exp_avg = zeros()
+
+            @staticmethod
+            def update(param, grad, state, group):
+                state.exp_avg = lerp(state.exp_avg, grad, 1 - group.momentum)
+                return param - group.lr * sign(state.exp_avg)
+
+    It may have a static method `check(group)`, which says what is wrong with hyperparameters that
+    depend on each other, or None. `transforms` lists what its formula is composed with.
+
+    A subclass in torch's manner works too: an `__init__` that passes `(params, defaults)` to this
+    one, and a `step`.
+
+    Attributes:
+        param_groups: the hyperparameters and parameters of each group
+        state: what is kept for each parameter
+        defaults: the constructor's hyperparameters, for groups that do not have their own
+    """
+
+    params: InitVar[ParamsT]
+
+    formula: ClassVar[Formula | None] = None
+    transforms: ClassVar[tuple[type[Transform], ...]] = ()
+    densify: ClassVar[bool] = False
+
+    declaration: ClassVar[Declaration]
+    _fields: ClassVar[Mapping[str, Field]] = {}
+    _slots: ClassVar[Mapping[str, Slot]] = {}
+    _compositions: ClassVar[dict[Any, type[Optimizer]]]
+    _held: tuple[Plan, Any, Any] | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._zero_grad_profile_name = f"Optimizer.zero_grad#{cls.__name__}.zero_grad"
+        _declare(cls)
+        step = vars(cls).get("step")
+        if inspect.isfunction(step) and not hasattr(step, "hooked"):
+            cls.step = hooked(step)  # type: ignore[method-assign]
+
+    @staticmethod
+    def check(group: Mapping[str, Any]) -> str | None:
+        """What is wrong with these hyperparameters together, in words, or None."""
+        return None
+
+    def __init__(self, params: ParamsT, *args: Any, **kwargs: Any) -> None:
+        owner = self.declaration.owner
+        if self.declaration.fields:
+            self.defaults = self.declaration.bind(args, kwargs)
+        else:
+            self.defaults = _torch_defaults(*args, **kwargs)
+        self.state: defaultdict[Tensor, Any] = defaultdict(dict)
+        self.param_groups: list[dict[str, Any]] = []
+        self._make_hooks()
+        self._warned_capturable_if_run_uncaptured = True
+        if self.declaration.fields and self.defaults.get("fused"):
+            # GradScaler then leaves it to the step to unscale, and to skip
+            self._step_supports_amp_scaling = True
+        given = as_groups(params, owner)
+        for group in given:
+            self.add_param_group(dict(group) if isinstance(group, dict) else group)
+        if len(given) == len(self.param_groups):
+            for group, own in zip(given, self.param_groups, strict=True):
+                group.update(own)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Optimize more parameters; as in torch, the dict is filled with the group's values.
+
+        Args:
+            param_group: "params", and the hyperparameters that differ from the defaults
+
+        Raises:
+            TypeError, ValueError, KeyError, RuntimeError: nothing is changed
+        """
+        group = add_group(param_group, self.defaults, self.declaration, self.param_groups)
+        self.param_groups.append(group)
+        param_group.update(group)
+        self._held = None
+
+    # The step
+
+    @hooked
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update all parameters that have a gradient.
+
+        Args:
+            closure: computes the loss and the gradients anew; its result is returned
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._update()
+        return loss
+
+    def _update(self) -> None:
+        own = vars(self)
+        scale: Any = None
+        if "found_inf" in own or "grad_scale" in own:
+            if own.get("found_inf"):
+                return
+            scale = own.get("grad_scale")
+            scale = None if scale is None else float(scale)
+        held = self._held
+        if (
+            held is None
+            or held[1] is not self.param_groups
+            or held[2] is not self.state
+            or not held[0].load(scale)
+        ):
+            held = self._plan_anew(scale)
+        held[0].run()
+
+    def _plan_anew(self, scale: float | None) -> tuple[Plan, Any, Any]:
+        if self.formula is None:
+            raise NotImplementedError(f"{type(self).__name__} has neither an update nor a step")
+        self._held = None
+        plan = Plan(
+            self.formula, self.param_groups, self.state, grad_scale=scale, densify=self.densify
+        )
+        plan.load(scale)
+        held = (plan, self.param_groups, self.state)
+        self._held = held
+        return held
+
+    @staticmethod
+    def profile_hook_step(func: Any) -> Any:
+        """A step function with the hooks, and the label in a profile, around it."""
+        return hooked(func)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Reset the gradients of all parameters.
+
+        Args:
+            set_to_none: drop them; otherwise they are filled with zeros
+        """
+        with profiled(self, "zero_grad"):
+            if not set_to_none:
+                self._fill_grads()
+                return
+            for group in self.param_groups:
+                for param in group["params"]:
+                    param.grad = None
+
+    def _fill_grads(self) -> None:
+        dense: list[Tensor] = []
+        for group in self.param_groups:
+            for param in group["params"]:
+                grad = param.grad
+                if grad is None:
+                    continue
+                if grad.grad_fn is not None:
+                    grad.detach_()
+                else:
+                    grad.requires_grad_(False)
+                if grad.layout is torch.strided:
+                    dense.append(grad)
+                else:
+                    grad.zero_()
+        if dense:
+            torch._foreach_zero_(dense)
+
+    # Checkpoints
+
+    def state_dict(self) -> StateDict:
+        """The state and the groups, in torch's layout; tensors are the live ones, not copies."""
+        for hook in self._hooks("state_dict_pre"):
+            hook(self)
+        state_dict = pack(self.param_groups, self.state)
+        for hook in self._hooks("state_dict_post"):
+            replaced = hook(self, state_dict)
+            state_dict = state_dict if replaced is None else replaced
+        return state_dict
+
+    def load_state_dict(  # type: ignore[override]  # torch returns None
+        self, state_dict: StateDict, *, strict: bool = True, dtype: str | torch.dtype = "saved"
+    ) -> LoadReport:
+        """Take over what `state_dict` of this class, or of torch's class of this name, returned.
+
+        Parameters are matched by name where both sides know all names (`named_parameters()`),
+        else by order. A named parameter may have moved to another group; a saved group goes to
+        the group that shares the most names with it. Tensors are copied, to the device of their
+        parameter. `foreach`, `fused`, `capturable` and `differentiable` stay as constructed, and
+        so does what the state dict lacks.
+
+        Args:
+            state_dict: what to load
+            strict: refuse a state dict that does not fit; otherwise load what fits: a parameter
+                whose state is missing, or not whole, keeps the state that it has
+            dtype: keep state in the precision in which it was "saved", cast it to that of its
+                parameter ("param"), as torch does, or to this one
+
+        Returns:
+            what was not loaded
+
+        Raises:
+            ValueError, TypeError, KeyError: it does not fit; nothing is changed
+        """
+        owner = self.declaration.owner
+        policy = Policy(dtype, owner)
+        state_dict = state_dict.copy() if isinstance(state_dict, dict) else state_dict
+        for hook in self._hooks("load_state_dict_pre"):
+            replaced = hook(self, state_dict)
+            state_dict = state_dict if replaced is None else replaced
+        saved = read(state_dict, owner)
+        matched = match(owner, self.param_groups, saved.groups, strict)
+        sources = [None if i is None else saved.groups[i] for i in matched.groups]
+        groups = [self._loaded_group(i, source) for i, source in enumerate(sources)]
+        layouts = [self._layout(group) for group in groups]
+        state, report = load_state(saved, matched, groups, layouts, policy)
+        if strict and not report.is_empty:
+            raise ValueError(refusal(owner, self.param_groups, saved.groups, matched, report))
+        if not strict:
+            without = {id(p.param) for key, p in matched.params.items() if key not in saved.state}
+            state = {k: v for k, v in self.state.items() if id(k) not in without} | state
+        self._take(state, groups)
+        for hook in self._hooks("load_state_dict_post"):
+            hook(self)
+        return report
+
+    def _loaded_group(self, index: int, saved: Mapping[str, Any] | None) -> dict[str, Any]:
+        merged = load_group(self.param_groups[index], saved)
+        settled = {f.name: f.default for f in self.declaration.fields.values() if f.fixed}
+        return self.declaration.complete({**merged, **settled}, self.defaults, index)
+
+    def _layout(self, group: Mapping[str, Any]) -> Layout | None:
+        if self.formula is None:
+            return None
+        slots = program_for(self.formula, group).slots
+        fields = self.declaration.fields.values()
+        return Layout(
+            slots,
+            frozenset({*self.formula.slots, *slots}),
+            frozenset(f.name for f in fields if not (f.keyword_only or f.fixed)),
+        )
+
+    def _take(self, state: dict[Any, Any], groups: list[dict[str, Any]]) -> None:
+        """Make loaded state and groups the optimizer's own."""
+        held_state, held_groups = self.state, self.param_groups
+        fresh: defaultdict[Any, Any] = defaultdict(dict, state)
+        try:
+            self.__setstate__({"state": fresh, "param_groups": groups})
+        except BaseException:
+            # a subclass may have its own __setstate__
+            self.state, self.param_groups = held_state, held_groups
+            raise
+        # whoever holds on to a group, or to the state, goes on seeing the optimizer's
+        for group, loaded in zip(held_groups, self.param_groups, strict=True):
+            dict.clear(group)
+            dict.update(group, loaded)
+        held_state.clear()
+        held_state.update(self.state)
+        self.state, self.param_groups = held_state, held_groups
+
+    # Copies and words
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy takes along: all but the hooks, and what was patched in from outside."""
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if name not in PASSING
+            and name not in KINDS
+            and not callable(getattr(type(self), name, None))
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._make_hooks()
+        self._warned_capturable_if_run_uncaptured = True
+        self._held = None
+        self.defaults.setdefault("differentiable", False)
+        known = {name: f.default for name, f in self.declaration.fields.items()}
+        self.param_groups = [
+            Group({**known, **group}, self.declaration, index)
+            for index, group in enumerate(self.param_groups)
+        ]
+
+    def __repr__(self) -> str:
+        lines = [f"{type(self).__name__} ("]
+        for index, group in enumerate(self.param_groups):
+            lines.append(f"Parameter Group {index}")
+            lines += [f"    {key}: {group[key]}" for key in sorted(group) if key != "params"]
+        if self._held is not None:
+            names = dict.fromkeys(line.partition(":")[0] for line in self._held[0].describe())
+            lines.append(f"Backend: {', '.join(names) or 'none, no parameter has a gradient'}")
+        return "\n".join([*lines, ")"])
+
+
+def _torch_defaults(defaults: dict[str, Any]) -> dict[str, Any]:
+    """What a subclass in torch's manner passes to the base class after `params`."""
+    return defaults
+
+
+def compose(rule: type[Optimizer], *transforms: type[Transform]) -> type[Optimizer]:
+    """The rule with transforms before and after it, all in one pass over memory.
+
+    `compose(AdamW, ClipNorm)(params, lr=1e-3, max_norm=1.0)` clips and updates in one kernel. The
+    first transform is the outermost. Their hyperparameters become keyword arguments, and keys of
+    the groups. The same call gives the same class, which can be pickled.
+
+    Raises:
+        TypeError: two of them declare the same hyperparameter or state
+    """
+    base, before = vars(rule).get("_composed", (rule, ()))
+    applied = (*transforms, *before)
+    made: dict[Any, type[Optimizer]] = vars(base).get("_compositions", {})
+    if not made:
+        base._compositions = made
+    if applied not in made:
+        name = "+".join(part.__name__ for part in (base, *applied))
+        body = {
+            "__doc__": f"{base.__name__} composed with {', '.join(t.__name__ for t in applied)}.",
+            "__module__": base.__module__,
+            "__reduce__": _reduce_composed,
+            "_composed": (base, applied),
+            "transforms": (*applied, *base.transforms),
+        }
+        made[applied] = type(name, (base,), body)
+    return made[applied]
+
+
+def _reduce_composed(self: Optimizer) -> Any:
+    """Such a class cannot be found by name: its instances are pickled with its parts."""
+    cls = type(self)
+    if "_composed" in vars(cls):
+        return _blank, vars(cls)["_composed"], self.__getstate__()
+    return copyreg.__newobj__, (cls,), self.__getstate__()  # type: ignore[attr-defined]
+
+
+def _blank(rule: type[Optimizer], transforms: tuple[type[Transform], ...]) -> Optimizer:
+    cls = compose(rule, *transforms)
+    return cls.__new__(cls)

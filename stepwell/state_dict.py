@@ -1,0 +1,281 @@
+"""State dicts: torch's layout, and what of a loaded one belongs to which parameter.
+
+Everything here is a pure function: nothing of the optimizer is changed, and no tensor of a loaded
+state dict is handed on, only copies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .cohort import state_shape
+from .language.fields import Slot
+from .matching import LoadReport, Match, Place, nearest
+
+__all__ = [
+    "Layout",
+    "Policy",
+    "Saved",
+    "load_group",
+    "load_state",
+    "pack",
+    "read",
+]
+
+Group = Mapping[str, Any]
+
+EXECUTION = ("foreach", "fused", "capturable", "differentiable")
+"""How a machine runs a step: no part of what was trained."""
+
+
+def pack(groups: Sequence[Group], state: Mapping[Any, Any]) -> dict[str, Any]:
+    """The state dict: parameters become numbers, everything else is what the optimizer holds."""
+    ids: dict[int, int] = {}
+    packed: list[dict[str, Any]] = []
+    first = 0
+    for group in groups:
+        for i, param in enumerate(group["params"], first):
+            ids.setdefault(id(param), i)
+        first += len(group["params"])
+        items = {key: value for key, value in group.items() if key != "params"}
+        packed.append({**items, "params": [ids[id(param)] for param in group["params"]]})
+    return {
+        "state": {
+            ids[id(key)] if isinstance(key, Tensor) else key: value
+            for key, value in state.items()
+            # a parameter that was taken out of its group has no number
+            if not isinstance(key, Tensor) or id(key) in ids
+        },
+        "param_groups": packed,
+    }
+
+
+class Saved(NamedTuple):
+    """A state dict whose outer form has been checked; the groups are copies."""
+
+    state: Mapping[Any, Any]
+    groups: list[dict[str, Any]]
+
+
+def read(state_dict: Any, owner: str) -> Saved:
+    """The two parts of a state dict.
+
+    Raises:
+        TypeError, KeyError, ValueError: it is none
+    """
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(f"{owner}: state_dict must be a dict, got {type(state_dict).__name__}")
+    for key in ("param_groups", "state"):
+        if key not in state_dict:
+            known = ", ".join(map(str, state_dict)) or "nothing"
+            raise KeyError(
+                f"{key} ({owner}: a state dict of an optimizer has it, this has {known})"
+            )
+    groups, state = state_dict["param_groups"], state_dict["state"]
+    if not isinstance(groups, (list, tuple)) or not isinstance(state, Mapping):
+        raise ValueError(f"{owner}: a state dict has a list of param_groups and a dict of state")
+    for index, group in enumerate(groups):
+        if not isinstance(group, Mapping) or not isinstance(group.get("params"), (list, tuple)):
+            raise ValueError(f"{owner}: group {index} of the state dict has no list of params")
+        if not all(isinstance(key, Hashable) for key in group["params"]):
+            raise ValueError(f"{owner}: group {index} of the state dict: params must be ids")
+    return Saved(state, [deepcopy(dict(group)) for group in groups])
+
+
+@dataclass(frozen=True)
+class Policy:
+    """In which precision loaded state is kept: "saved", "param", or one dtype for all."""
+
+    dtype: str | torch.dtype
+    owner: str
+
+    def __post_init__(self) -> None:
+        if isinstance(self.dtype, torch.dtype):
+            fits = self.dtype.is_floating_point
+        else:
+            fits = self.dtype in ("saved", "param")
+        if not fits:
+            raise ValueError(
+                f"{self.owner}: dtype must be 'saved', 'param' or a floating point torch.dtype, "
+                f"got {self.dtype!r}"
+            )
+
+    def dtype_of(self, value: Tensor, param: Tensor) -> torch.dtype:
+        """The dtype in which this tensor is kept."""
+        dtype = param.dtype if self.dtype == "param" else self.dtype
+        if not isinstance(dtype, torch.dtype) or not (_is_inexact(value) and _is_inexact(param)):
+            return value.dtype
+        return dtype.to_complex() if value.is_complex() else dtype.to_real()
+
+
+def _is_inexact(value: Tensor) -> bool:
+    return value.is_floating_point() or value.is_complex()
+
+
+def load_group(owned: Group, saved: Group | None) -> dict[str, Any]:
+    """The group with the hyperparameters of a saved one.
+
+    It keeps its parameters, the flags that say how this machine runs a step, and what the saved
+    one lacks: a hyperparameter that is newer than the state dict, or a scheduler's `initial_lr`.
+    """
+    if saved is None:
+        return dict(owned)
+    names = saved.get("param_names")
+    kept = {"params", *EXECUTION}
+    if "param_names" in owned or names is None or len(names) != len(owned["params"]):
+        kept.add("param_names")
+    return {**owned, **{key: value for key, value in saved.items() if key not in kept}}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The state that a rule declares, under the hyperparameters of one group.
+
+    Attributes:
+        slots: what a parameter's state holds
+        names: what it may hold under any hyperparameters
+        hyperparameters: the keys by which a group is known to be of this rule
+    """
+
+    slots: Mapping[str, Slot]
+    names: frozenset[str]
+    hyperparameters: frozenset[str]
+
+
+def load_state(
+    saved: Saved,
+    matched: Match,
+    groups: Sequence[Group],
+    layouts: Sequence[Layout | None],
+    policy: Policy,
+) -> tuple[dict[Any, Any], LoadReport]:
+    """The state of each matched parameter, whole or, if an entry does not fit, not at all.
+
+    `groups` are the optimizer's groups as they will be; without a `Layout` whatever is saved for
+    a parameter is taken. State under a key that is no parameter is kept, as torch keeps it.
+    """
+    state: dict[Any, Any] = {}
+    reports = [matched.report]
+    listed = {key for group in saved.groups for key in group["params"]}
+    for key, entry in saved.state.items():
+        place = matched.params.get(key)
+        if place is not None:
+            layout = layouts[place.group]
+            report = _fit(entry, place, matched.source(place.group, saved.groups), layout)
+            reports.append(report)
+            if report.is_empty:
+                state[place.param] = _copy_entry(entry, place, groups, layout, policy)
+        elif key not in listed and isinstance(key, int):
+            reports.append(LoadReport(unexpected=(f"state of id {key}, which no group lists",)))
+        elif key not in listed:
+            state[key] = _copy(entry, None, policy)
+    columns = zip(*reports, strict=True)
+    return state, LoadReport(*(tuple(x for part in parts for x in part) for parts in columns))
+
+
+def _fit(entry: Any, place: Place, source: Group, layout: Layout | None) -> LoadReport:
+    """What is wrong with the saved state of one parameter."""
+    if layout is None or not entry:
+        return LoadReport()
+    if not isinstance(entry, Mapping):
+        return LoadReport(mismatched=(f"{place.label}: state must be a dict, got {entry!r:.40}",))
+    present = {name: value for name, value in entry.items() if value is not None}
+    missing = [n for n, s in layout.slots.items() if s.initial is not None and n not in present]
+    foreign = [name for name in present if name not in layout.names]
+    if not missing and layout.hyperparameters <= source.keys():
+        # a state dict of this rule, to which somebody has added entries: they are kept
+        foreign = []
+    problems = {
+        name: _problem(present[name], slot, place.param)
+        for name, slot in layout.slots.items()
+        if name in present
+    }
+    return LoadReport(
+        tuple(f"{place.label}: {nearest(n, foreign, 'the state dict has')}" for n in missing),
+        tuple(f"{place.label}: {name}" for name in foreign),
+        tuple(f"{place.label}: {n} {problem}" for n, problem in problems.items() if problem),
+    )
+
+
+def _problem(value: Any, slot: Slot, param: Tensor) -> str | None:
+    kind = str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
+    if slot.scalar:
+        return None if _is_number(value) else f"must be one number, got {kind}"
+    shape = state_shape(slot, param)
+    if not isinstance(value, Tensor) or value.shape != shape:
+        return f"must have shape {tuple(shape)}, got {kind}"
+    if _is_inexact(param) and not (_is_inexact(value) and value.is_complex() == param.is_complex()):
+        return f"is {value.dtype}, the parameter is {param.dtype}"
+    return None
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and not value.is_complex()
+    return isinstance(value, (int, float))
+
+
+def _copy_entry(
+    entry: Any, place: Place, groups: Sequence[Group], layout: Layout | None, policy: Policy
+) -> Any:
+    """The state of one parameter, on its device; numbers on the host, unless capturable."""
+    if layout is None:
+        return _copy(entry, place.param, policy)
+    capturable = bool(groups[place.group].get("capturable"))
+    copied: dict[Any, Any] = {}
+    for name, value in entry.items():
+        slot = layout.slots.get(name)
+        if value is None and name in layout.names:
+            # how torch once wrote a buffer that is not there
+            continue
+        if slot is None:
+            copied[name] = _copy(value, place.param, policy)
+        elif slot.scalar:
+            copied[name] = _copy_number(value, place.param.device if capturable else "cpu")
+        else:
+            copied[name] = _copy_tensor(value, place.param, policy)
+    return copied
+
+
+def _copy_number(value: Any, device: torch.device | str) -> Tensor:
+    if not isinstance(value, Tensor):
+        return torch.tensor(float(value), dtype=_number_dtype(), device=device)
+    exact = value.dtype in (torch.float32, torch.float64)
+    dtype = value.dtype if exact else _number_dtype()
+    return value.detach().reshape(()).to(device=device, dtype=dtype, copy=True)
+
+
+def _number_dtype() -> torch.dtype:
+    wide = torch.get_default_dtype() == torch.float64
+    return torch.float64 if wide else torch.float32
+
+
+def _copy_tensor(value: Tensor, param: Tensor, policy: Policy) -> Tensor:
+    dtype = policy.dtype_of(value, param)
+    if value.layout is not torch.strided:
+        value = value.to_dense()
+    if value.shape != param.shape or type(value) is not Tensor:
+        return value.detach().to(device=param.device, dtype=dtype, copy=True)
+    # a back-end runs flat over tensors whose elements lie in the order of the parameter's
+    with torch.no_grad():
+        return torch.empty_like(param, dtype=dtype, requires_grad=False).copy_(value)
+
+
+def _copy(value: Any, param: Tensor | None, policy: Policy, name: object = None) -> Any:
+    """A value of state that nobody has declared, with copies of the tensors in it."""
+    if isinstance(value, Tensor):
+        if param is None or name == "step":
+            return value.detach().clone()
+        dtype = policy.dtype_of(value, param)
+        return value.detach().to(device=param.device, dtype=dtype, copy=True)
+    if isinstance(value, Mapping):
+        return {key: _copy(item, param, policy, key) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_copy(item, param, policy, name) for item in value)
+    return value
