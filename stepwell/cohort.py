@@ -118,12 +118,14 @@ class Cohort:
     """The parameters of one launch, with their groups and states, in the optimizer's order.
 
     `aliased` parameters share memory with each other: they must be updated one after the other.
+    `densify` says that sparse gradients are made dense.
     """
 
     program: Program
     facts: Facts
     hyperparameters: Hyperparameters
     aliased: bool = False
+    densify: bool = False
     params: list[Tensor] = field(default_factory=list)
     states: list[dict[str, Any]] = field(default_factory=list)
     group_indices: list[int] = field(default_factory=list)
@@ -131,6 +133,13 @@ class Cohort:
     def group(self, row: int) -> Mapping[str, Any]:
         """The hyperparameters of one parameter."""
         return self.hyperparameters.groups[self.group_indices[row]]
+
+    def gradients(self) -> list[Any]:
+        """The gradient of each parameter, or None."""
+        grads = [param.grad for param in self.params]
+        if self.densify:
+            return [g.to_dense() if g is not None and g.is_sparse else g for g in grads]
+        return grads
 
     def state_tensors(self, name: str) -> list[Any]:
         """One entry of the state of each parameter; KeyError if one is missing."""

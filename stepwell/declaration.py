@@ -12,9 +12,8 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT, required
 from typing_extensions import dataclass_transform
 
-from .language import Formula, Maximize, Unscale
-from .language import compose as compose_formula
-from .language.fields import Field, fields_of, near_miss, slots_of
+from .language import Formula, Maximize, Unscale, compose
+from .language.fields import Field, Slot, fields_of, near_miss, slots_of
 
 __all__ = ["Declaration", "Flags", "declare"]
 
@@ -23,15 +22,22 @@ OWN_KEYS = ("params", "param_names")
 
 @dataclass(frozen=True)
 class Declaration:
-    """The hyperparameters of one optimizer class: for its constructor and for its groups.
+    """What one optimizer class declares.
 
-    `check` looks at hyperparameters that depend on each other: it returns what is wrong, or None.
+    Attributes:
+        owner: its name
+        fields: the hyperparameters of its groups
+        check: what is wrong with hyperparameters that depend on each other, or None
+        rule_fields: the hyperparameters without those of transforms
+        slots: the state of its rule
     """
 
     owner: str
     fields: Mapping[str, Field]
     check: Callable[[Mapping[str, Any]], str | None]
-    _foreign: dict[str, str | None] = field(default_factory=dict)
+    rule_fields: Mapping[str, Field]
+    slots: Mapping[str, Slot]
+    _foreign: dict[object, str | None] = field(default_factory=dict)
 
     @property
     def arguments(self) -> list[Field]:
@@ -103,10 +109,11 @@ class Declaration:
             )
         return value
 
-    def _meant_by(self, key: str) -> str | None:
+    def _meant_by(self, key: object) -> str | None:
         if key not in self._foreign:
-            known = isinstance(key, str) and bool(self.fields)
-            self._foreign[key] = near_miss(key, (*self.fields, *OWN_KEYS)) if known else None
+            names = (*self.fields, *OWN_KEYS)
+            meant = near_miss(key, names) if self.fields and isinstance(key, str) else None
+            self._foreign[key] = meant
         return self._foreign[key]
 
     def complete(
@@ -148,7 +155,11 @@ def _annotation(field: Field) -> Any:
 
 
 @dataclass_transform()
-class Flags:
+class Declared:
+    """Tells type checkers that the annotations of a subclass are its constructor's arguments."""
+
+
+class Flags(Declared):
     """The arguments that every rule takes by keyword, unless it lists its own."""
 
     _: KW_ONLY
@@ -173,33 +184,35 @@ def _take_fields(cls: type) -> dict[str, Field]:
 FLAGS = _take_fields(Flags)
 
 
-Optimizer.declaration = Declaration("Optimizer", {}, Optimizer.check)
-
+# what formulas and groups call something else
 TAKEN = {"param", "grad", "params", "param_names", "state", "param_groups", "defaults", "update"}
 
 
-def _declare(cls: Any) -> None:
-    """Read what the body of a subclass declares, and make its formula and its constructor."""
-    above: Any = super(cls, cls)
+def declare(cls: Any, base: type) -> None:
+    """Read the body of a subclass of `base`; make its declaration, formula and constructor.
+
+    Raises:
+        TypeError: it declares what cannot be
+    """
+    above: Declaration = super(cls, cls).declaration
     body = vars(cls)
     slots = slots_of(cls)
     is_rule = "update" in body
     # a class with a constructor of its own may annotate what it likes
     fields = _take_fields(cls) if is_rule or "__init__" not in body else {}
     for name in (*fields, *slots):
-        if hasattr(Optimizer, name) or name in TAKEN:
+        if hasattr(base, name) or name in TAKEN:
             raise TypeError(f"{cls.__name__}.{name}: the shell uses this name, choose another")
     for name in slots:
         delattr(cls, name)
     changed = bool(is_rule or fields or slots or "transforms" in body)
-    fields = {**above._fields, **fields}
+    fields = {**above.rule_fields, **fields}
     if is_rule and not fields.keys() & FLAGS.keys():
         fields |= FLAGS
-    cls._fields = fields
     added = {n: replace(f, keyword_only=True) for t in cls.transforms for n, f in t.fields.items()}
-    cls.declaration = Declaration(cls.__name__, {**fields, **added}, cls.check)
+    slots = {**above.slots, **slots}
+    cls.declaration = Declaration(cls.__name__, {**fields, **added}, cls.check, fields, slots)
     if changed and hasattr(cls, "update"):
-        cls._slots = {**above._slots, **slots}
         cls.formula = _formula(cls)
     if changed and "__init__" not in body:
         cls.__init__ = _constructor(cls)
@@ -212,9 +225,10 @@ def _formula(cls: Any) -> Formula:
             f"{cls.__name__}.update must be a static method of (param, grad, state, group), "
             f"got ({', '.join(taken)})"
         )
-    rule = Formula(cls.__name__, cls._fields, cls._slots, cls.update)
-    climb = [Maximize] if "maximize" in cls._fields else []
-    return compose_formula(rule, [Unscale, *climb, *cls.transforms])
+    fields = cls.declaration.rule_fields
+    rule = Formula(cls.__name__, fields, cls.declaration.slots, cls.update)
+    climb = [Maximize] if "maximize" in fields else []
+    return compose(rule, [Unscale, *climb, *cls.transforms])
 
 
 def _constructor(cls: Any) -> Callable[..., None]:
@@ -227,5 +241,3 @@ def _constructor(cls: Any) -> Callable[..., None]:
     __init__.__module__ = cls.__module__
     __init__.__signature__ = cls.declaration.signature()  # type: ignore[attr-defined]
     return __init__
-
-

@@ -105,7 +105,8 @@ def hooked(step: Callable[P, R]) -> Callable[P, R]:
             or optimizer._optimizer_step_post_hooks
             or profiler._is_profiler_enabled
         ):
-            return _observed(step, optimizer, args, kwargs)
+            observed: R = _observed(step, optimizer, args, kwargs)
+            return observed
         result = step(*args, **kwargs)
         optimizer._optimizer_step_code()
         return result

@@ -35,7 +35,9 @@ class LoadReport(NamedTuple):
         """Whether everything was loaded."""
         return not (self.missing or self.unexpected or self.mismatched)
 
-    def __str__(self) -> str:
+    @property
+    def listing(self) -> str:
+        """The entries, one to a line."""
         return "".join(
             f"\n  {kind}: {entry}"
             for kind, entries in zip(self._fields, self, strict=True)
@@ -199,6 +201,6 @@ def refusal(
         )
     order = "; without param_names in it, parameters are matched by order"
     return (
-        f"{said}:{report}\n  (nothing was loaded; strict=False loads what fits"
+        f"{said}:{report.listing}\n  (nothing was loaded; strict=False loads what fits"
         f"{order if matched.by_name else ''})"
     )

@@ -10,7 +10,8 @@ import copyreg
 import inspect
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import KW_ONLY, InitVar, replace
+from copy import copy
+from dataclasses import InitVar
 from typing import Any, ClassVar
 
 import torch
@@ -24,14 +25,12 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook as register_optimizer_step_pre_hook,
 )
 from torch.optim.optimizer import required as required
-from typing_extensions import dataclass_transform
 
+from .declaration import Declaration, Flags, declare
 from .hooks import KINDS, Hooks, hooked, profiled
-from .language import Formula, Maximize, Transform, Unscale, program_for
-from .language import compose as compose_formula
-from .language.fields import Field, Slot, fields_of, slots_of
+from .language import Formula, Transform, program_for
 from .matching import LoadReport, match, refusal
-from .param_groups import Declaration, Group, add_group, as_groups
+from .param_groups import Group, add_group, as_groups
 from .plan import Plan
 from .state_dict import Layout, Policy, load_group, load_state, pack, read
 
@@ -87,16 +86,13 @@ class Optimizer(Hooks, Flags, TorchOptimizer):
     densify: ClassVar[bool] = False
 
     declaration: ClassVar[Declaration]
-    _fields: ClassVar[Mapping[str, Field]] = {}
-    _slots: ClassVar[Mapping[str, Slot]] = {}
     _compositions: ClassVar[dict[Any, type[Optimizer]]]
-    _held: tuple[Plan, Any, Any] | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls._zero_grad_profile_name = f"Optimizer.zero_grad#{cls.__name__}.zero_grad"
-        _declare(cls)
-        step = vars(cls).get("step")
+        declare(cls, Optimizer)
+        step = cls.step
         if inspect.isfunction(step) and not hasattr(step, "hooked"):
             cls.step = hooked(step)  # type: ignore[method-assign]
 
@@ -113,6 +109,7 @@ class Optimizer(Hooks, Flags, TorchOptimizer):
             self.defaults = _torch_defaults(*args, **kwargs)
         self.state: defaultdict[Tensor, Any] = defaultdict(dict)
         self.param_groups: list[dict[str, Any]] = []
+        self._held: tuple[Plan, Any, Any] | None = None
         self._make_hooks()
         self._warned_capturable_if_run_uncaptured = True
         if self.declaration.fields and self.defaults.get("fused"):
@@ -260,11 +257,11 @@ class Optimizer(Hooks, Flags, TorchOptimizer):
         """
         owner = self.declaration.owner
         policy = Policy(dtype, owner)
-        state_dict = state_dict.copy() if isinstance(state_dict, dict) else state_dict
+        given: Any = copy(state_dict)
         for hook in self._hooks("load_state_dict_pre"):
-            replaced = hook(self, state_dict)
-            state_dict = state_dict if replaced is None else replaced
-        saved = read(state_dict, owner)
+            replaced = hook(self, given)
+            given = given if replaced is None else replaced
+        saved = read(given, owner)
         matched = match(owner, self.param_groups, saved.groups, strict)
         sources = [None if i is None else saved.groups[i] for i in matched.groups]
         groups = [self._loaded_group(i, source) for i, source in enumerate(sources)]
@@ -341,7 +338,8 @@ class Optimizer(Hooks, Flags, TorchOptimizer):
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__} ("]
         for index, group in enumerate(self.param_groups):
-            lines.append(f"Parameter Group {index}")
+            # as torch prints it, an empty line between groups included
+            lines += ["", f"Parameter Group {index}"] if index else ["Parameter Group 0"]
             lines += [f"    {key}: {group[key]}" for key in sorted(group) if key != "params"]
         if self._held is not None:
             names = dict.fromkeys(line.partition(":")[0] for line in self._held[0].describe())
@@ -352,6 +350,9 @@ class Optimizer(Hooks, Flags, TorchOptimizer):
 def _torch_defaults(defaults: dict[str, Any]) -> dict[str, Any]:
     """What a subclass in torch's manner passes to the base class after `params`."""
     return defaults
+
+
+Optimizer.declaration = Declaration("Optimizer", {}, Optimizer.check, {}, {})
 
 
 def compose(rule: type[Optimizer], *transforms: type[Transform]) -> type[Optimizer]:

@@ -1,21 +1,17 @@
-"""Parameter groups: what a rule's hyperparameters may be, and the dicts that hold them."""
+"""Parameter groups: from what a user passes to the dicts in `param_groups`."""
 
 from __future__ import annotations
 
-import inspect
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from types import GenericAlias
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT, required
 
-from .language.fields import Field, near_miss
+from .declaration import Declaration
 
-__all__ = ["Declaration", "Group", "add_group", "as_groups"]
+__all__ = ["Group", "add_group", "as_groups"]
 
 UNORDERED = (
     "optimizer parameters need to be organized in ordered collections, but the ordering of tensors "
@@ -66,14 +62,12 @@ class Group(dict[str, Any]):
         return dict, (), None, None, iter(self.items())
 
 
-def as_groups(params: Any, owner: str) -> list[dict[str, Any]]:
-    """The constructor's `params` as a list of dicts."""
+def as_groups(params: Any, owner: str) -> list[Any]:
+    """The constructor's `params` as a list of groups, which are yet to be checked."""
     if isinstance(params, (set, frozenset)):
         raise TypeError(f"{UNORDERED} ({owner})")
-    if isinstance(params, (Tensor, torch.nn.Module)) or not isinstance(params, Iterable):
-        remedy = "pass model.parameters()"
-        if isinstance(params, Tensor):
-            remedy = "put it in a list"
+    if isinstance(params, Tensor) or not isinstance(params, Iterable):
+        remedy = "put it in a list" if isinstance(params, Tensor) else "pass model.parameters()"
         raise TypeError(
             "params argument given to the optimizer should be an iterable of Tensors or dicts, but "
             f"got {torch.typename(params)} ({owner}: {remedy})"
@@ -123,7 +117,7 @@ def _params_of(group: Mapping[str, Any], place: str) -> dict[str, Any]:
     params = group["params"]
     if isinstance(params, (set, frozenset)):
         raise TypeError(f"{UNORDERED} ({place})")
-    if isinstance(params, torch.nn.Module) or not isinstance(params, Iterable):
+    if not isinstance(params, Iterable):
         raise TypeError(
             "params argument given to the optimizer should be an iterable of Tensors or dicts, but "
             f"got {torch.typename(params)} ({place}: params must be parameters)"
@@ -151,9 +145,14 @@ def _params_of(group: Mapping[str, Any], place: str) -> dict[str, Any]:
 
 def _check_param(param: Any, place: str, differentiable: bool) -> None:
     if not isinstance(param, Tensor):
+        remedy = ""
+        if isinstance(param, torch.nn.Module):
+            remedy = ": pass its .parameters()"
+        elif isinstance(param, str):
+            remedy = ": of a dict, pass .values(), or .items() for names; put a group in a list"
         raise TypeError(
             f"optimizer can only optimize Tensors, but one of the params is "
-            f"{torch.typename(param)} ({place})"
+            f"{torch.typename(param)} ({place}{remedy})"
         )
     if not (differentiable or param.is_leaf or param.retains_grad):
         raise ValueError(

@@ -101,29 +101,28 @@ class Plan:
         self._state = state
         self._densify = densify
         self._grad_scale = grad_scale
-        self._members = [list(group["params"]) for group in groups]
-        self._params = [param for members in self._members for param in members]
+        self._params = [param for group in groups for param in group["params"]]
+        self._sizes = [len(group["params"]) for group in groups]
         self._hyperparameters = Hyperparameters(formula, groups)
         self._hyperparameters.refresh(grad_scale)
         static = [formula.static({**group, "grad_scale": grad_scale}) for group in groups]
         rows = self._check()
-        self._launches: list[Launch] = []
-        self._places: list[list[int]] = []
-        self._form_cohorts(rows, static)
-        self._with_grad = [row.position for row in rows]
-        self._without_grad = [i for i, p in enumerate(self._params) if p.grad is None]
-        # whose state is whose, in a form that compares without hashing
+        cohorts = self._form_cohorts(rows, static)
+        self._launches: list[Launch] = [choose(cohort).launch(cohort) for cohort in cohorts]
+        self._without_grad = [param for param in self._params if param.grad is None]
+        # whose state is whose
         self._keys, self._held = list(state), list(state.values())
-        self._totals = max((len(x.cohort.program.totals) for x in self._launches), default=0)
+        self._totals = max((len(cohort.program.totals) for cohort in cohorts), default=0)
+        for line in self.describe():
+            log.debug("%s: %s", formula.name, line)
 
     def _check(self) -> list[_Row]:
         """The parameters with a gradient, or a refusal; nothing is changed."""
         rows = []
         programs: dict[Any, Program] = {}
-        position = 0
-        for index, (group, members) in enumerate(zip(self._groups, self._members, strict=True)):
+        for index, group in enumerate(self._groups):
             whole = programs.setdefault(index, self._program(group, frozenset()))
-            for number, param in enumerate(members):
+            for number, param in enumerate(group["params"]):
                 if param.grad is not None:
                     have = self._state.get(param, {})
                     absent = frozenset(
@@ -133,10 +132,9 @@ class Plan:
                     )
                     if (index, absent) not in programs:
                         programs[index, absent] = self._program(group, absent)
-                    row = _Row(position, index, number, param, programs[index, absent])
+                    row = _Row(index, number, param, programs[index, absent])
                     self._check_row(row, group, have)
                     rows.append(row)
-                position += 1
         return rows
 
     def _program(self, group: Group, absent: frozenset[str]) -> Program:
@@ -193,27 +191,22 @@ class Plan:
 
     # Forming cohorts
 
-    def _form_cohorts(self, rows: list[_Row], static: Sequence[Any]) -> None:
+    def _form_cohorts(self, rows: list[_Row], static: Sequence[Any]) -> list[Cohort]:
         aliased = self._prepare_state(rows)
-        cohorts: dict[tuple[Facts, bool], Cohort] = {}
-        places: dict[tuple[Facts, bool], list[int]] = {}
-        for row, shared in zip(rows, aliased, strict=True):
-            group, state = self._groups[row.group], self._state[row.param]
-            assert row.param.grad is not None
-            pair = (row.param, self._dense(row.param.grad, row.program))
+        cohorts: dict[tuple[Facts, bool, bool], Cohort] = {}
+        for row, shared in zip(rows, aliased.tolist(), strict=True):
+            group, state, grad = self._groups[row.group], self._state[row.param], row.param.grad
+            assert grad is not None
+            densify = grad.layout is torch.sparse_coo and not row.program.is_idle
+            pair = (row.param, grad.to_dense() if densify else grad)
             facts = facts_of(row.program, static[row.group], pair, state, group)
-            key = (facts, bool(shared))
+            key = (facts, shared, densify)
             if key not in cohorts:
-                cohorts[key] = Cohort(row.program, facts, self._hyperparameters, bool(shared))
-                places[key] = []
+                cohorts[key] = Cohort(row.program, facts, self._hyperparameters, shared, densify)
             cohorts[key].params.append(row.param)
             cohorts[key].states.append(state)
             cohorts[key].group_indices.append(row.group)
-            places[key].append(row.position)
-        self._launches = [choose(cohort).launch(cohort) for cohort in cohorts.values()]
-        self._places = list(places.values())
-        for launch in self._launches:
-            log.debug("%s", _described(launch))
+        return list(cohorts.values())
 
     def _prepare_state(self, rows: list[_Row]) -> npt.NDArray[np.bool_]:
         """Create what is missing, move what lies elsewhere; which rows share memory."""
@@ -232,42 +225,36 @@ class Plan:
         aliased[np.array(owners, np.int64)[shared]] = True
         return aliased
 
-    def _dense(self, grad: Tensor, program: Program) -> Tensor:
-        if grad.layout is torch.sparse_coo and not program.is_idle:
-            return grad.to_dense()
-        return grad
-
     # Step after step
 
     def load(self, grad_scale: float | None) -> bool:
         """Read what this step needs; False if the plan no longer fits and must be made anew."""
-        if (grad_scale is None) is not (self._grad_scale is None) or not self._same_members():
+        if (grad_scale is None) is not (self._grad_scale is None):
+            return False
+        if not (self._same_members() and self._same_states()):
             return False
         if not self._hyperparameters.refresh(grad_scale):
             return False
-        if len(self._state) != len(self._keys) or not (
-            all(map(is_, self._state, self._keys))
-            and all(map(is_, self._state.values(), self._held))
-        ):
-            return False
-        grads = [param.grad for param in self._params]
-        if len(grads) != len(self._with_grad) and any(
-            grads[i] is not None for i in self._without_grad
-        ):
-            return False
-        for launch, places in zip(self._launches, self._places, strict=True):
-            chosen = grads if len(places) == len(grads) else [grads[i] for i in places]
-            if self._densify:
-                program = launch.cohort.program
-                chosen = [g if g is None else self._dense(g, program) for g in chosen]
-            if not launch.load(chosen, grad_scale):
+        for param in self._without_grad:
+            if param.grad is not None:
                 return False
-        return True
+        return all(launch.load(grad_scale) for launch in self._launches)
 
     def _same_members(self) -> bool:
-        return len(self._groups) == len(self._members) and all(
-            len(group["params"]) == len(members) and all(map(is_, group["params"], members))
-            for group, members in zip(self._groups, self._members, strict=True)
+        params: list[Tensor] = []
+        for group, size in zip(self._groups, self._sizes, strict=False):
+            params += group["params"]
+            if len(group["params"]) != size:
+                return False
+        return len(self._groups) == len(self._sizes) and all(map(is_, params, self._params))
+
+    def _same_states(self) -> bool:
+        # compared in this form nothing is hashed, which for a tensor is a call into Python
+        state = self._state
+        return (
+            len(state) == len(self._keys)
+            and all(map(is_, state, self._keys))
+            and all(map(is_, state.values(), self._held))
         )
 
     def run(self) -> None:
@@ -289,9 +276,8 @@ class Plan:
 
 
 class _Row(NamedTuple):
-    """A parameter with a gradient: its place among all, its group, its number in the group."""
+    """A parameter with a gradient, its group and its number in the group."""
 
-    position: int
     group: int
     number: int
     param: Tensor

@@ -1,14 +1,14 @@
 """Comparisons that raise by themselves, and say where two results differ and by how much.
 
 One ULP of a number is the distance to its neighbours among the numbers of its dtype. A sum that
-nearly cancels carries the rounding of its terms, so that no element is judged finer than one of
-the tensor's mean size.
+nearly cancels carries the rounding of its terms, so no element is judged finer than one of the
+mean size of its kind.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,20 +33,28 @@ def spacing(size: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.ldexp(torch.ones_like(size, dtype=torch.float64), exponent)
 
 
-def ulps(actual: Tensor, expected: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """The difference of each element in ULPs of `dtype` (that of `actual`); inf where one is NaN."""
-    dtype = dtype or real(actual).dtype
+def typical(tensors: Iterable[Tensor]) -> float:
+    """The mean size of the finite numbers of these tensors."""
+    sizes = [real(tensor).double().abs().reshape(-1) for tensor in tensors]
+    found = torch.cat(sizes) if sizes else torch.zeros(0)
+    found = found[found.isfinite()]
+    return float(found.mean()) if found.numel() else 0.0
+
+
+def ulps(actual: Tensor, expected: Tensor, size: float | None = None) -> Tensor:
+    """The difference of each element in ULPs of `actual`'s dtype; inf where only one is NaN.
+
+    Elements smaller than `size`, the typical one of the tensor by default, are judged as if they
+    were of that size.
+    """
     a, b = real(actual).double(), real(expected).double()
-    if not b.numel():
-        return b
-    size = b.abs()
-    typical = torch.nan_to_num(size, nan=0.0, posinf=0.0).mean()
-    distance = (a - b).abs() / spacing(torch.maximum(size, typical), dtype)
+    floor = typical([expected]) if size is None else size
+    distance = (a - b).abs() / spacing(b.abs().clamp(min=floor), real(actual).dtype)
     alike = (a == b) | (a.isnan() & b.isnan())
     return torch.where(alike, 0.0, torch.nan_to_num(distance, nan=torch.inf))
 
 
-def _where(tensor: Tensor, flat: int) -> str:
+def _place(tensor: Tensor, flat: int) -> str:
     index = torch.unravel_index(torch.tensor(flat), tensor.shape)
     return "[" + ", ".join(str(int(i)) for i in index) + "]"
 
@@ -60,17 +68,18 @@ def _assert_same_kind(actual: Tensor, expected: Tensor, what: str) -> None:
         )
 
 
-def assert_within(actual: Tensor, expected: Tensor, limit: float, what: str) -> None:
+def assert_within(
+    actual: Tensor, expected: Tensor, limit: float, what: str, *, size: float | None = None
+) -> None:
     """Raise unless all elements are within `limit` ULPs; NaN equals NaN."""
     __tracebackhide__ = True
     _assert_same_kind(actual, expected, what)
-    found = ulps(actual, expected)
+    found = ulps(actual, expected, size)
     if found.numel() and not float(found.max()) <= limit:
         worst = int(found.argmax())
-        pair = (float(real(t).reshape(-1)[worst]) for t in (actual, expected))
-        got, want = pair
+        got, want = (float(real(t).reshape(-1)[worst]) for t in (actual, expected))
         raise AssertionError(
-            f"{what}{_where(found, worst)}: got {got!r}, expected {want!r}: "
+            f"{what}{_place(found, worst)}: got {got!r}, expected {want!r}: "
             f"{float(found.max()):.3g} ULP apart, allowed {limit:g} "
             f"({int((found > limit).sum())} of {found.numel()} elements are too far)"
         )
@@ -87,52 +96,74 @@ def assert_same_bits(actual: Tensor, expected: Tensor, what: str) -> None:
         first = int(differs.reshape(-1).nonzero()[0])
         got, want = (float(t.reshape(-1)[first]) for t in (a, b))
         raise AssertionError(
-            f"{what}{_where(differs, first)}: got {got!r}, expected {want!r}, to the bit "
+            f"{what}{_place(differs, first)}: got {got!r}, expected {want!r}, to the bit "
             f"({int(differs.sum())} of {differs.numel()} elements differ)"
         )
 
 
-def everything(optimizer: Any) -> dict[str, Tensor]:
-    """All that training changes: parameters and their state, by name, in the optimizer's order."""
-    found: dict[str, Tensor] = {}
+class Entry(NamedTuple):
+    """One thing that training changes: a parameter (`kind` "param"), or an entry of its state."""
+
+    index: int
+    kind: str
+
+    def __str__(self) -> str:
+        return f"parameter {self.index}" + ("" if self.kind == "param" else f" {self.kind}")
+
+
+def everything(optimizer: Any) -> dict[Entry, Tensor]:
+    """All that training changes; parameters are numbered in the optimizer's order."""
+    found: dict[Entry, Tensor] = {}
     params = [param for group in optimizer.param_groups for param in group["params"]]
     for index, param in enumerate(params):
-        found[f"param {index}"] = param.detach()
+        found[Entry(index, "param")] = param.detach()
         for name, value in sorted(optimizer.state.get(param, {}).items()):
             # torch lists a momentum that has not started yet as None
             if value is not None:
-                found[f"param {index} {name}"] = torch.as_tensor(value).detach()
+                found[Entry(index, name)] = torch.as_tensor(value).detach()
     return found
 
 
-def assert_training_within(
-    actual: Any, expected: Any, limit: float, what: str, *, skip: Iterable[str] = ()
-) -> None:
-    """`assert_within` for parameters and state of two optimizers, which have the same entries."""
+Snapshot = Mapping[Entry, Tensor]
+
+
+def snapshot(optimizer: Any) -> Snapshot:
+    """A copy of `everything`."""
+    return {entry: tensor.clone() for entry, tensor in everything(optimizer).items()}
+
+
+def assert_training_within(actual: Any, expected: Any, limit: float, what: str) -> None:
+    """`assert_within` for all that two optimizers (or snapshots of them) hold."""
     __tracebackhide__ = True
-    for name, (a, b) in _pairs(everything(actual), everything(expected), what).items():
-        if not any(name.endswith(word) for word in skip):
-            assert_within(a, b, limit, f"{what}: {name}")
+    pairs = _pairs(actual, expected, what)
+    kinds = {entry.kind for entry in pairs}
+    sizes = {k: typical(b for e, (_, b) in pairs.items() if e.kind == k) for k in kinds}
+    for entry, (a, b) in pairs.items():
+        assert_within(a, b, limit, f"{what}: {entry}", size=sizes[entry.kind])
 
 
 def assert_same_training(actual: Any, expected: Any, what: str) -> None:
-    """`assert_same_bits` for parameters and state of two optimizers."""
+    """`assert_same_bits` for all that two optimizers (or snapshots of them) hold."""
     __tracebackhide__ = True
-    for name, (a, b) in _pairs(everything(actual), everything(expected), what).items():
-        assert_same_bits(a, b, f"{what}: {name}")
+    for entry, (a, b) in _pairs(actual, expected, what).items():
+        assert_same_bits(a, b, f"{what}: {entry}")
 
 
-def _pairs(
-    actual: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str
-) -> dict[str, tuple[Tensor, Tensor]]:
+def _pairs(actual: Any, expected: Any, what: str) -> dict[Entry, tuple[Tensor, Tensor]]:
     __tracebackhide__ = True
-    if actual.keys() != expected.keys():
-        more = sorted(actual.keys() - expected.keys())
-        less = sorted(expected.keys() - actual.keys())
-        raise AssertionError(f"{what}: has besides {more}, lacks {less}")
-    return {name: (actual[name], expected[name]) for name in expected}
+    one, other = (o if isinstance(o, Mapping) else everything(o) for o in (actual, expected))
+    if one.keys() != other.keys():
+        more = ", ".join(map(str, sorted(one.keys() - other.keys())))
+        less = ", ".join(map(str, sorted(other.keys() - one.keys())))
+        raise AssertionError(f"{what}: has [{more}] too many, lacks [{less}]")
+    return {entry: (one[entry], other[entry]) for entry in other}
 
 
 def backends(optimizer: Any) -> set[str]:
     """The back-ends that the last step ran on."""
     return {line.partition(":")[0] for line in optimizer._held[0].describe()}
+
+
+def threads(optimizer: Any) -> int:
+    """The most threads that a launch of the last step ran on."""
+    return max(getattr(launch, "_threads", 1) for launch in optimizer._held[0]._launches)

@@ -76,7 +76,7 @@ class LAMB(stepwell.Optimizer):
 
 
 class LARS(stepwell.Optimizer):
-    """You, Gitman and Ginsburg, Large Batch Training of Convolutional Networks, arXiv:1708.03888."""
+    """You et al., Large Batch Training of Convolutional Networks, arXiv:1708.03888."""
 
     lr: NonNegative = 0.1
     momentum: Decay = 0.9
@@ -289,7 +289,7 @@ class Factored(stepwell.Optimizer):
 
 
 class AdamAtan2(stepwell.Optimizer):
-    """Everett et al., Scaling Exponents Across Parameterizations and Optimizers, arXiv:2407.05872."""
+    """Everett et al., Scaling Exponents Across Parameterizations, arXiv:2407.05872."""
 
     lr: NonNegative = 1e-3
     betas: tuple[Decay, Decay] = (0.9, 0.999)

@@ -14,6 +14,7 @@ import torch
 from torch.optim import SGD, Optimizer
 from torch.optim import lr_scheduler as torch_schedulers
 
+import stepwell
 from stepwell import lr_scheduler
 
 pytestmark = pytest.mark.tiny
@@ -321,6 +322,36 @@ class TestOrderOfSteps:
         scheduler = weakref.ref(lr_scheduler.StepLR(held, 2))
         gc.collect()
         assert scheduler() is None
+
+
+class TestOnOurOptimizers:
+    @pytest.fixture
+    def held(self) -> Optimizer:
+        return stepwell.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.3)
+
+    @pytest.mark.parametrize("module", [torch_schedulers, lr_scheduler])
+    def test_the_rate_that_is_written_is_the_rate_of_the_step(self, held, module):
+        scheduler = module.StepLR(held, step_size=1, gamma=0.5)
+        weight = held.param_groups[0]["params"][0]
+        weight.grad = torch.ones(2)
+        advance(scheduler, 3)
+        # 1 - 0.3 - 0.15 - 0.075, each rounded to float32
+        assert weight.tolist() == pytest.approx([0.475] * 2, rel=1e-6)
+
+    def test_swapped_lines_warn(self, held):
+        with pytest.warns(UserWarning, match="Detected call"):
+            lr_scheduler.StepLR(held, 2).step()
+
+    def test_a_step_that_a_scaler_refused_does_not_warn_even_with_gradients_gone(self, held):
+        scheduler = lr_scheduler.StepLR(held, 2)
+        weight = held.param_groups[0]["params"][0]
+        scaler = torch.amp.GradScaler("cpu")
+        scaler.scale((weight * math.inf).sum()).backward()
+        scaler.step(held)
+        scaler.update()
+        held.zero_grad()
+        assert weight.tolist() == [1, 1]
+        scheduler.step()
 
 
 class TestRefusals:

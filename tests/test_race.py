@@ -378,21 +378,26 @@ class TestDefaultTask:
 
     @pytest.mark.parametrize("library", [RIVAL, OURS])
     def test_every_library_has_the_rules(self, library):
+        made = digits()
         for rule in rules(6):
             contender = Contender(rule, library)
-            optimizer = contender.optimizer([{"params": [nn.Parameter(torch.ones(1))]}])
+            optimizer = contender.optimizer(made, made.model())
             scheduler = contender.scheduler(optimizer)
             assert type(optimizer).__name__ == rule.name
+            assert optimizer.param_groups[0]["lr"] == made.rates[rule.name]
             assert (scheduler is None) == (rule.schedule is None)
 
 
 @pytest.mark.slow
-def test_both_libraries_read_digits():
+@pytest.mark.parametrize("index", [0, 1])
+def test_both_libraries_read_digits_alike(index):
     plan = Plan(epochs=8)
-    raced = runner.race(digits(), rules(plan.epochs)[0], plan, silent)
+    raced = runner.race(digits(), rules(plan.epochs)[index], plan, silent)
     for reached in raced.results:
-        assert reached.test_accuracy >= 0.95
+        assert reached.test_accuracy >= 0.93
         assert not reached.unequal_after_resume
+    # float32 rounds at 6e-8; 176 steps of training let that grow, a wrong formula is far above
+    assert raced.distance < 1e-4
 
 
 @pytest.mark.tiny

@@ -8,8 +8,6 @@ from functools import cache
 from importlib import import_module
 from typing import Any, NamedTuple, Protocol
 
-from torch import Tensor
-
 from ..cohort import Cohort, Facts
 from ..language import Program
 
@@ -28,7 +26,7 @@ class Launch(Protocol):
 
     def __init__(self, cohort: Cohort) -> None: ...
 
-    def load(self, grads: list[Tensor], grad_scale: float | None) -> bool:
+    def load(self, grad_scale: float | None) -> bool:
         """Read what this step needs; False if the facts of the cohort have changed."""
 
     def shares(self, found: Sequence[Mapping[Any, float]]) -> list[tuple[int | None, float]]:

@@ -67,12 +67,15 @@ class Launch:
         dtypes, self._fresh = _slots_of(cohort)
         self.kernel, self._library, self._call = _compiled(cohort.program, tuple(dtypes.items()))
         self._dtypes = {name: dtypes[name] for name in self.kernel.slots}
-        self._state_names = self.kernel.slots[1:-1]
         _bring_to_layout(cohort)
-        self._has_turned = Tensor.is_conj if cohort.facts.param_dtype.is_complex else Tensor.is_neg
+        self._states = [
+            {**state, **{name: values[row] for name, values in self._fresh.items()}}
+            if self._fresh
+            else state
+            for row, state in enumerate(cohort.states)
+        ]
         self._odd: list[int] = []
-        self._grads: list[Tensor] = []
-        self._scale: float | None = None
+        self._grads: list[Tensor] | None = None
         self._reader: tensors.Reader | None = None
         self._spent = False
         self._make_tables()
@@ -112,49 +115,45 @@ class Launch:
             ]
         )
 
-    def load(self, grads: list[Tensor], grad_scale: float | None) -> bool:
+    def load(self, grad_scale: float | None) -> bool:
         """Read all addresses; False if the cohort's facts are no longer true."""
         if self._spent:
             return False
-        self._grads, self._scale = grads, grad_scale
         reader = self._reader
         if reader is None:
-            reader = self._first_look(grads)
-        try:
-            if any(map(self._has_turned, grads)):
-                grads = [grad.resolve_conj().resolve_neg() for grad in grads]
-            if self._odd:
-                grads = self._at_layout(grads)
-            items = self._gather(grads)
-        except (KeyError, TypeError, AttributeError):
-            # a gradient that is None, or state that was taken away: a new plan will see it
-            return False
-        self._items = items
-        if not reader.read(items):
+            reader = self._first_look()
+        self._grads = None
+        if self._odd or self.cohort.densify:
+            return self._load_copies(reader)
+        found = reader.read(self.cohort.params, self._states)
+        if found == tensors.TURNED:
+            return self._load_copies(reader)
+        if found == tensors.DIFFERS:
             return False
         return self._written_addresses.tobytes() == self._written or self._is_apart()
 
-    def _first_look(self, grads: list[Tensor]) -> tensors.Reader:
-        params = self.cohort.params
+    def _load_copies(self, reader: tensors.Reader) -> bool:
+        """Read gradients that have to be brought to the parameters' order of memory first."""
+        grads = self.cohort.gradients()
+        if any(grad is None or grad.layout is not torch.strided for grad in grads):
+            return False
+        self._grads = self._at_layout(grads)
+        found = reader.read(self.cohort.params, self._states, self._grads)
+        return found == tensors.SAME and self._is_apart()
+
+    def _first_look(self) -> tensors.Reader:
+        params, grads = self.cohort.params, self.cohort.gradients()
         pairs = enumerate(zip(params, grads, strict=True))
         self._odd = [i for i, (param, grad) in pairs if grad.stride() != param.stride()]
-        self._reader = tensors.Reader(self._gather(self._at_layout(grads)))
+        keys = self.kernel.slots[1:-1]
+        self._reader = tensors.Reader(params, self._states, keys, self._at_layout(grads))
         addresses = self._reader.addresses
         self._context[CONTEXT.index("addresses")] = addresses.ctypes.data
-        self._written_addresses = addresses[: -len(params)].reshape(-1, len(params))
+        self._written_addresses = addresses[:-1]
         return self._reader
 
-    def _gather(self, grads: list[Tensor]) -> list[Tensor]:
-        """All tensors of a step, slot by slot."""
-        items = self.cohort.params.copy()
-        states = self.cohort.states
-        for name in self._state_names:
-            items += self._fresh.get(name) or [state[name] for state in states]
-        items += grads
-        return items
-
     def _at_layout(self, grads: list[Tensor]) -> list[Tensor]:
-        grads = list(grads)
+        grads = [grad.resolve_conj().resolve_neg() for grad in grads]
         for i in self._odd:
             param, grad = self.cohort.params[i], grads[i]
             if grad.shape == param.shape and grad.stride() != param.stride():
@@ -179,14 +178,14 @@ class Launch:
             values = self._tables["numels"].tolist()
         else:
             self._sweep(0, self.kernel.passes[node])
-            values = self._tables["reductions"][:, self.kernel.reduced.index(node)].tolist()
+            values = self._tables["reductions"][:, self.kernel.reduced[node]].tolist()
         across_groups = node.value == "all"
         keys = [None if across_groups else group for group in self.cohort.group_indices]
         return list(zip(keys, values, strict=True))
 
     def _fill(self, found: Sequence[Mapping[Any, float]]) -> None:
         for total, node in zip(found, self.kernel.totals, strict=False):
-            column = self.kernel.reduced.index(node)
+            column = self.kernel.reduced[node]
             for row, group in enumerate(self.cohort.group_indices):
                 self._tables["reductions"][row, column] = total[
                     None if node.value == "all" else group
@@ -232,10 +231,10 @@ class Launch:
             self._spent = True
             for state, value in zip(self.cohort.states, values, strict=True):
                 state[name] = value
-        if "grad" in self.cohort.program.outputs:
-            for grad, used in zip(self._grads, self._items[-len(self._grads) :], strict=True):
-                if grad is not used:
-                    grad.copy_(used)
+        if "grad" in self.cohort.program.outputs and self._grads is not None:
+            for param, used in zip(self.cohort.params, self._grads, strict=True):
+                if param.grad is not None and param.grad is not used:
+                    param.grad.copy_(used)
 
 
 def _slots_of(cohort: Cohort) -> tuple[dict[str, torch.dtype], dict[str, list[Tensor]]]:

@@ -40,10 +40,10 @@ class Launch:
         self.grads: list[Tensor] = []
         self.grad_scale: float | None = None
 
-    def load(self, grads: list[Tensor], grad_scale: float | None) -> bool:
+    def load(self, grad_scale: float | None) -> bool:
         """Take this step's gradients; False if the cohort's facts are no longer true."""
-        self.grads, self.grad_scale = grads, grad_scale
-        return facts_hold(self.cohort, grads)
+        self.grads, self.grad_scale = self.cohort.gradients(), grad_scale
+        return facts_hold(self.cohort, self.grads)
 
     def shares(self, found: Found) -> list[tuple[int | None, float]]:
         """What each parameter adds to the next total that the formula asks for."""
@@ -64,8 +64,22 @@ class Launch:
             return collector, row, row.evaluate(self.cohort.program.formula.update)
 
     def _row(self, index: int, differentiable: bool) -> _Row:
-        group = {**self.cohort.group(index), "grad_scale": self.grad_scale}
-        return _Row(self.cohort, index, self.grads[index], group, differentiable)
+        group = self.cohort.group(index)
+        fields = self.cohort.program.formula.fields.keys() - {"grad_scale"}
+        numbers = {name: _number(group[name], differentiable) for name in fields}
+        numbers["grad_scale"] = self.grad_scale
+        return _Row(self.cohort, index, self.grads[index], numbers, differentiable)
+
+
+def _number(value: Any, differentiable: bool) -> Any:
+    """A hyperparameter as the formula sees it: numbers are worked with in float64."""
+    if isinstance(value, tuple):
+        return tuple(_number(item, differentiable) for item in value)
+    if not isinstance(value, Tensor):
+        return value
+    if value.device.type == "cpu" and not differentiable:
+        return value.item()
+    return value.reshape(()).to(torch.float64)
 
 
 class _Row:

@@ -96,10 +96,10 @@ class Launch:
         self._plan = _Liveness(cohort.program)
         self._columns = {name: i for i, name in enumerate(columns_of(cohort.program.formula))}
 
-    def load(self, grads: list[Tensor], grad_scale: float | None) -> bool:
+    def load(self, grad_scale: float | None) -> bool:
         """Take this step's gradients; False if the cohort's facts are no longer true."""
-        self._grads = grads
-        return facts_hold(self.cohort, grads)
+        self._grads = self.cohort.gradients()
+        return facts_hold(self.cohort, self._grads)
 
     def shares(self, found: Sequence[Mapping[Any, float]]) -> list[tuple[int | None, float]]:
         """No program with totals comes here."""
@@ -229,10 +229,11 @@ class _Liveness:
         for node in program.nodes:
             last.update(dict.fromkeys(node.args, node))
         kept = set(program.outputs.values())
-        self.spent: dict[Expr, list[Expr]] = {node: [] for node in program.nodes}
+        # sets: `in` asks a list with ==, which for a node is a node
+        self.spent: dict[Expr, set[Expr]] = {node: set() for node in program.nodes}
         for value, node in last.items():
             if value not in kept:
-                self.spent[node].append(value)
+                self.spent[node].add(value)
         self._leads_to = {name: _ancestors(node) for name, node in program.outputs.items()}
 
     def place(self, node: Expr, homes: dict[Expr, str | None]) -> int | None:

@@ -135,14 +135,14 @@ class Kernel:
 
     `slots` are the rows of the table of addresses, `scalars` those that hold one number per
     parameter, `columns` how many numbers each parameter has,
-    `reduced` the values that a reduction, or a total, fills in.
+    `reduced` the values that a reduction, or a total, fills in, each with its column.
     """
 
     ir: str
     slots: tuple[str, ...]
     scalars: tuple[str, ...]
     columns: int
-    reduced: tuple[Expr, ...]
+    reduced: dict[Expr, int]
     totals: tuple[Expr, ...]
     passes: dict[Expr, int]
     sweeps: int
@@ -284,7 +284,7 @@ class _Lowering:
         self.sweeps = 1 + max(self.passes.values(), default=0)
         known = [n for n in program.nodes if n.op in REDUCTIONS]
         known += [n for n in program.nodes if n.op == "numel" and n.value != "tensor"]
-        self.reduced = tuple(known)
+        self.reduced = {node: column for column, node in enumerate(known)}
         self.element_state = tuple(n for n in program.element_slots if n in dtypes)
         self.scalar_state = tuple(n for n in program.scalar_slots if n in dtypes)
         self.elements = ("param", *self.element_state, "grad")
@@ -381,7 +381,7 @@ class _Lowering:
             if node.kind is Kind.ELEMENT or self.passes[node] > k:
                 continue
             if node in self.reduced:
-                width, column = len(self.reduced), self.reduced.index(node)
+                width, column = len(self.reduced), self.reduced[node]
                 at = body.cell("double", tables["reductions"], width, "%row", column)
                 values[node] = body.emit(f"load double, ptr {at}")
             elif node.op == "group":
@@ -444,7 +444,7 @@ class _Lowering:
         for j, node in enumerate(reductions):
             body.do(f"%all{j} = phi double [ {REDUCE[node.op][0]}, %0 ], [ %more{j}, %loop ]")
         for j, node in enumerate(reductions):
-            at = body.address("double", "%partials", self.reduced.index(node))
+            at = body.address("double", "%partials", self.reduced[node])
             body.do(f"store double %all{j}, ptr {at}")
         body.do("ret void")
         slots = "".join(f"ptr noalias %{name}, " for name in self.elements)
@@ -510,12 +510,12 @@ class _Lowering:
         body.do(f"%empty = icmp eq i64 %block, {stop}")
         body.do("br i1 %empty, label %done, label %join", "join:")
         for j, node in enumerate(self.reductions_at(k)):
-            at = body.cell("double", partials, width, "%block", self.reduced.index(node))
+            at = body.cell("double", partials, width, "%block", self.reduced[node])
             part = body.emit(f"load double, ptr {at}")
             body.do(f"%more{j} = {REDUCE[node.op][1].format(f'%sum{j}', part)}")
         body.do("%block1 = add i64 %block, 1", "br label %blocks", "done:")
         for j, node in enumerate(self.reductions_at(k)):
-            at = body.cell("double", found, width, "%row", self.reduced.index(node))
+            at = body.cell("double", found, width, "%row", self.reduced[node])
             body.do(f"store double %sum{j}, ptr {at}")
         body.do("%row1 = add i64 %row, 1", "br label %next", "end:", "ret void")
         return body.function(f"void @reduce_{k}(ptr %context)")

@@ -9,6 +9,7 @@ addresses. https://dmlc.github.io/dlpack/latest/python_spec.html
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from . import llvm
 
-__all__ = ["PLAIN_TYPES", "Reader", "is_available", "overlapping"]
+__all__ = ["DIFFERS", "PLAIN_TYPES", "SAME", "TURNED", "Reader", "is_available", "overlapping"]
 
 PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
 """The types whose memory is what it seems to be; a subclass may mean something else."""
@@ -52,104 +53,210 @@ def is_available() -> bool:
 IR = """
 %DLTensor = type {{ ptr, i64, i64, ptr, ptr, i64 }}
 
-define i64 @read(ptr %list, i64 %count, ptr %facts, ptr %offsets, ptr %addresses) {{
+; Hold a tensor against [device, ndim and dtype, sizes, strides]; note its address.
+define internal i1 @look(ptr %item, ptr %facts, ptr %address) {{
 entry:
   %tensor = alloca %DLTensor, align 8
-  %item_of = inttoptr i64 {PyList_GetItem} to ptr
-  %type_of = inttoptr i64 {PyObject_Type} to ptr
-  %release = inttoptr i64 {Py_DecRef} to ptr
-  %clear = inttoptr i64 {PyErr_Clear} to ptr
-  %describe = inttoptr i64 {describe} to ptr
-  %word1 = getelementptr i64, ptr %tensor, i64 1
-  %word2 = getelementptr i64, ptr %tensor, i64 2
-  %word3 = getelementptr i64, ptr %tensor, i64 3
-  %word4 = getelementptr i64, ptr %tensor, i64 4
-  %word5 = getelementptr i64, ptr %tensor, i64 5
-  %nothing = icmp eq i64 %count, 0
-  br i1 %nothing, label %done, label %next
-
-next:
-  %i = phi i64 [ 0, %entry ], [ %i1, %store ]
-  %item = call ptr %item_of(ptr %list, i64 %i)
-  %type = call ptr %type_of(ptr %item)
-  call void %release(ptr %type)
+  %type = call ptr inttoptr (i64 {PyObject_Type} to ptr)(ptr %item)
+  call void inttoptr (i64 {Py_DecRef} to ptr)(ptr %type)
   %type_word = ptrtoint ptr %type to i64
   %tensor_type = icmp eq i64 %type_word, {tensor_type}
   %parameter_type = icmp eq i64 %type_word, {parameter_type}
   %plain = or i1 %tensor_type, %parameter_type
-  br i1 %plain, label %look, label %differs
+  br i1 %plain, label %describe, label %differs
 
-look:
-  %failed = call i32 %describe(ptr %item, ptr %tensor)
+describe:
+  %failed = call i32 inttoptr (i64 {describe} to ptr)(ptr %item, ptr %tensor)
   %fine = icmp eq i32 %failed, 0
   br i1 %fine, label %compare, label %raised
 
 compare:
-  %offset_at = getelementptr i64, ptr %offsets, i64 %i
-  %offset = load i64, ptr %offset_at
-  %fact = getelementptr i64, ptr %facts, i64 %offset
-  %fact1 = getelementptr i64, ptr %fact, i64 1
-  %device = load i64, ptr %word1
-  %kind = load i64, ptr %word2
-  %wanted_device = load i64, ptr %fact
-  %wanted_kind = load i64, ptr %fact1
-  %same_device = icmp eq i64 %device, %wanted_device
-  %same_kind = icmp eq i64 %kind, %wanted_kind
+  %device_at = getelementptr i64, ptr %tensor, i64 1
+  %kind_at = getelementptr i64, ptr %tensor, i64 2
+  %shape_at = getelementptr i64, ptr %tensor, i64 3
+  %strides_at = getelementptr i64, ptr %tensor, i64 4
+  %kind_fact_at = getelementptr i64, ptr %facts, i64 1
+  %device = load i64, ptr %device_at
+  %device_fact = load i64, ptr %facts
+  %kind = load i64, ptr %kind_at
+  %kind_fact = load i64, ptr %kind_fact_at
+  %same_device = icmp eq i64 %device, %device_fact
+  %same_kind = icmp eq i64 %kind, %kind_fact
   %same = and i1 %same_device, %same_kind
-  %ndim32 = trunc i64 %kind to i32
-  %ndim = zext i32 %ndim32 to i64
-  %shape = load ptr, ptr %word3
-  %strides = load ptr, ptr %word4
-  %sizes_wanted = getelementptr i64, ptr %fact, i64 2
-  %strides_wanted = getelementptr i64, ptr %sizes_wanted, i64 %ndim
+  %ndim_word = trunc i64 %kind to i32
+  %ndim = zext i32 %ndim_word to i64
+  %shape = load ptr, ptr %shape_at
+  %strides = load ptr, ptr %strides_at
+  %size_facts = getelementptr i64, ptr %facts, i64 2
+  %stride_facts = getelementptr i64, ptr %size_facts, i64 %ndim
   br i1 %same, label %dims, label %differs
 
 dims:
   %d = phi i64 [ 0, %compare ], [ %d1, %dim_fine ]
   %over = icmp eq i64 %d, %ndim
-  br i1 %over, label %store, label %dim
+  br i1 %over, label %note, label %dim
 
 dim:
   %size_at = getelementptr i64, ptr %shape, i64 %d
-  %size_wanted_at = getelementptr i64, ptr %sizes_wanted, i64 %d
+  %size_fact_at = getelementptr i64, ptr %size_facts, i64 %d
   %size = load i64, ptr %size_at
-  %size_wanted = load i64, ptr %size_wanted_at
+  %size_fact = load i64, ptr %size_fact_at
   %stride_at = getelementptr i64, ptr %strides, i64 %d
-  %stride_wanted_at = getelementptr i64, ptr %strides_wanted, i64 %d
+  %stride_fact_at = getelementptr i64, ptr %stride_facts, i64 %d
   %stride = load i64, ptr %stride_at
-  %stride_wanted = load i64, ptr %stride_wanted_at
-  %same_size = icmp eq i64 %size, %size_wanted
-  %same_stride = icmp eq i64 %stride, %stride_wanted
-  %flat = icmp sle i64 %size, 1
-  %stride_fine = or i1 %same_stride, %flat
-  %fine_dim = and i1 %same_size, %stride_fine
-  br i1 %fine_dim, label %dim_fine, label %differs
+  %stride_fact = load i64, ptr %stride_fact_at
+  %same_size = icmp eq i64 %size, %size_fact
+  %same_stride = icmp eq i64 %stride, %stride_fact
+  %single = icmp sle i64 %size, 1
+  %stride_fine = or i1 %same_stride, %single
+  %dim_same = and i1 %same_size, %stride_fine
+  br i1 %dim_same, label %dim_fine, label %differs
 
 dim_fine:
   %d1 = add i64 %d, 1
   br label %dims
 
-store:
+note:
+  %offset_at = getelementptr i64, ptr %tensor, i64 5
   %data = load i64, ptr %tensor
-  %byte_offset = load i64, ptr %word5
-  %address = add i64 %data, %byte_offset
-  %address_at = getelementptr i64, ptr %addresses, i64 %i
-  store i64 %address, ptr %address_at
-  %i1 = add i64 %i, 1
-  %last = icmp eq i64 %i1, %count
-  br i1 %last, label %done, label %next
+  %offset = load i64, ptr %offset_at
+  %found = add i64 %data, %offset
+  store i64 %found, ptr %address
+  ret i1 true
 
 raised:
-  call void %clear()
-  br label %differs
+  call void inttoptr (i64 {PyErr_Clear} to ptr)()
+  ret i1 false
 
 differs:
-  ret i64 %i
+  ret i1 false
+}}
+
+; Slot `slot` of parameter `row`: where its facts begin, and where its address goes.
+define internal i1 @look_at(ptr %item, i64 %slot, i64 %row, ptr %context) {{
+  %rows = load i64, ptr %context
+  %facts_at = getelementptr i64, ptr %context, i64 3
+  %offsets_at = getelementptr i64, ptr %context, i64 4
+  %addresses_at = getelementptr i64, ptr %context, i64 5
+  %facts = load ptr, ptr %facts_at
+  %offsets = load ptr, ptr %offsets_at
+  %addresses = load ptr, ptr %addresses_at
+  %before = mul i64 %slot, %rows
+  %index = add i64 %before, %row
+  %offset_at = getelementptr i64, ptr %offsets, i64 %index
+  %offset = load i64, ptr %offset_at
+  %fact = getelementptr i64, ptr %facts, i64 %offset
+  %address = getelementptr i64, ptr %addresses, i64 %index
+  %same = call i1 @look(ptr %item, ptr %fact, ptr %address)
+  ret i1 %same
+}}
+
+; context: rows, number of keys, keys, facts, offsets, addresses. Without a list of gradients they
+; are the parameters' own.
+define i64 @read(ptr %params, ptr %states, ptr %grads, ptr %context) {{
+entry:
+  %keys_count_at = getelementptr i64, ptr %context, i64 1
+  %keys_at = getelementptr i64, ptr %context, i64 2
+  %rows = load i64, ptr %context
+  %keys_count = load i64, ptr %keys_count_at
+  %keys = load ptr, ptr %keys_at
+  %last_slot = add i64 %keys_count, 1
+  %own_grads = icmp eq ptr %grads, inttoptr (i64 {none} to ptr)
+  br label %next
+
+next:
+  %row = phi i64 [ 0, %entry ], [ %row1, %straight ]
+  %end = icmp eq i64 %row, %rows
+  br i1 %end, label %done, label %param
+
+param:
+  %p = call ptr inttoptr (i64 {PyList_GetItem} to ptr)(ptr %params, i64 %row)
+  %p_same = call i1 @look_at(ptr %p, i64 0, i64 %row, ptr %context)
+  br i1 %p_same, label %state, label %differs
+
+state:
+  %dict = call ptr inttoptr (i64 {PyList_GetItem} to ptr)(ptr %states, i64 %row)
+  br label %entries
+
+entries:
+  %k = phi i64 [ 0, %state ], [ %k1, %entry_same ]
+  %no_more = icmp eq i64 %k, %keys_count
+  br i1 %no_more, label %grad, label %find
+
+find:
+  %key_at = getelementptr ptr, ptr %keys, i64 %k
+  %key = load ptr, ptr %key_at
+  %value = call ptr inttoptr (i64 {PyDict_GetItemWithError} to ptr)(ptr %dict, ptr %key)
+  %missing = icmp eq ptr %value, null
+  br i1 %missing, label %raised, label %found
+
+found:
+  %k1 = add i64 %k, 1
+  %v_same = call i1 @look_at(ptr %value, i64 %k1, i64 %row, ptr %context)
+  br i1 %v_same, label %entry_same, label %differs
+
+entry_same:
+  br label %entries
+
+grad:
+  br i1 %own_grads, label %own, label %given
+
+own:
+  %attribute = call ptr inttoptr (i64 {PyObject_GetAttr} to ptr)(ptr %p, ptr {grad_name})
+  br label %have
+
+given:
+  %listed = call ptr inttoptr (i64 {PyList_GetItem} to ptr)(ptr %grads, i64 %row)
+  call void inttoptr (i64 {Py_IncRef} to ptr)(ptr %listed)
+  br label %have
+
+have:
+  %g = phi ptr [ %attribute, %own ], [ %listed, %given ]
+  %none = icmp eq ptr %g, null
+  br i1 %none, label %raised, label %check
+
+check:
+  %g_same = call i1 @look_at(ptr %g, i64 %last_slot, i64 %row, ptr %context)
+  br i1 %g_same, label %turn, label %drop
+
+turn:
+  %answer = call ptr inttoptr (i64 {PyObject_CallOneArg} to ptr)(ptr {is_turned}, ptr %g)
+  call void inttoptr (i64 {Py_DecRef} to ptr)(ptr %g)
+  %is_answer = icmp ne ptr %answer, null
+  br i1 %is_answer, label %judge, label %raised
+
+judge:
+  call void inttoptr (i64 {Py_DecRef} to ptr)(ptr %answer)
+  %is_straight = icmp eq ptr %answer, {false}
+  br i1 %is_straight, label %straight, label %turned
+
+straight:
+  %row1 = add i64 %row, 1
+  br label %next
+
+drop:
+  call void inttoptr (i64 {Py_DecRef} to ptr)(ptr %g)
+  ret i64 {differs}
+
+raised:
+  call void inttoptr (i64 {PyErr_Clear} to ptr)()
+  br label %differs
+
+turned:
+  ret i64 {turned}
+
+differs:
+  ret i64 {differs}
 
 done:
-  ret i64 -1
+  ret i64 {same}
 }}
 """
+
+SAME, DIFFERS, TURNED = range(3)
+"""What a reading finds; a TURNED gradient is a lazy conjugate or negative of its memory."""
+
+GRAD = "grad"
 
 
 def overlapping(
@@ -173,20 +280,33 @@ def _python_function(name: str) -> int:
 
 
 @cache
-def _read() -> tuple[llvm.Library, Any]:
-    names = ("PyList_GetItem", "PyObject_Type", "Py_DecRef", "PyErr_Clear")
+def _read(is_turned: Any) -> tuple[llvm.Library, Any]:
+    names = (
+        "PyDict_GetItemWithError",
+        "PyErr_Clear",
+        "PyList_GetItem",
+        "PyObject_CallOneArg",
+        "PyObject_GetAttr",
+        "PyObject_Type",
+        "Py_DecRef",
+        "Py_IncRef",
+    )
+    objects = {"grad_name": GRAD, "is_turned": is_turned, "false": False}
     ir = IR.format(
         describe=_describe(),
         tensor_type=id(PLAIN_TYPES[0]),
         parameter_type=id(PLAIN_TYPES[1]),
+        none=id(None),
+        same=SAME,
+        differs=DIFFERS,
+        turned=TURNED,
         **{name: _python_function(name) for name in names},
+        **{name: f"inttoptr (i64 {id(value)} to ptr)" for name, value in objects.items()},
     )
     library = llvm.load(ir)
     # PYFUNCTYPE keeps the interpreter's lock, which the calls into Python need
-    kind = ctypes.PYFUNCTYPE(
-        ctypes.c_int64, ctypes.py_object, *[ctypes.c_int64, *[ctypes.c_void_p] * 3]
-    )
-    return library, kind(library.address("read"))
+    of_lists = ctypes.PYFUNCTYPE(ctypes.c_int64, *[ctypes.py_object] * 3, ctypes.c_void_p)
+    return library, of_lists(library.address("read"))
 
 
 class _DLTensor(ctypes.Structure):
@@ -210,21 +330,43 @@ def _facts(tensor: Tensor) -> list[int]:
 
 
 class Reader:
-    """Reads a fixed number of tensors and holds them against those it was made with."""
+    """Reads parameters, entries of their state and gradients, always of the same kinds.
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
+    `addresses` has a row per slot (the parameter, each of `keys`, the gradient) and a column per
+    parameter.
+    """
+
+    def __init__(
+        self,
+        params: list[Tensor],
+        states: list[dict[str, Any]],
+        keys: Sequence[str],
+        grads: list[Tensor],
+    ) -> None:
+        slots = [params, *([state[key] for state in states] for key in keys), grads]
         facts: list[int] = []
         offsets: list[int] = []
-        for tensor in tensors:
+        for tensor in (tensor for slot in slots for tensor in slot):
             offsets.append(len(facts))
             facts += _facts(tensor)
-        self._facts = np.array(facts, np.int64)
-        self._offsets = np.array(offsets, np.int64)
-        self.addresses: npt.NDArray[np.int64] = np.zeros(len(tensors), np.int64)
-        self._library, self._call = _read()
-        tables = (self._facts, self._offsets, self.addresses)
-        self._arguments = (len(tensors), *(table.ctypes.data for table in tables))
+        self._keys = [sys.intern(key) for key in keys]
+        self._tables = (
+            np.array([id(key) for key in self._keys], np.int64),
+            np.array(facts, np.int64),
+            np.array(offsets, np.int64),
+        )
+        self.addresses: npt.NDArray[np.int64] = np.zeros((len(slots), len(params)), np.int64)
+        pointers = [table.ctypes.data for table in (*self._tables, self.addresses)]
+        self._context = np.array([len(params), len(keys), *pointers], np.int64)
+        self._at = self._context.ctypes.data
+        is_complex = params[0].is_complex()
+        self._library, self._call = _read(Tensor.is_conj if is_complex else Tensor.is_neg)
 
-    def read(self, tensors: list[Tensor]) -> bool:
-        """Fill `addresses`; False if a tensor is not of the expected kind (then it is partial)."""
-        return bool(self._call(tensors, *self._arguments) < 0)
+    def read(
+        self,
+        params: list[Tensor],
+        states: list[dict[str, Any]],
+        grads: list[Tensor] | None = None,
+    ) -> int:
+        """Fill `addresses` if everything is as it was; without `grads`, each parameter's own."""
+        return int(self._call(params, states, grads, self._at))

@@ -15,7 +15,7 @@ __all__ = ["Adam"]
 class Adam(Optimizer):
     """Steps scaled by running means of the gradient and of its square.
 
-        g <- g + wd p                  (decoupled_weight_decay: p <- p (1 - lr wd))
+        g <- g + wd p    (decoupled_weight_decay: p <- p (1 - lr wd) instead)
         m <- b1 m + (1 - b1) g
         v <- b2 v + (1 - b2) g^2
         p <- p - lr / (1 - b1^t) m / (sqrt(v) / sqrt(1 - b2^t) + eps)

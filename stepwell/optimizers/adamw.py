@@ -14,10 +14,9 @@ __all__ = ["AdamW"]
 class AdamW(Optimizer):
     """Adam with decoupled weight decay.
 
-        p <- p (1 - lr wd)
         m <- b1 m + (1 - b1) g
         v <- b2 v + (1 - b2) g^2
-        p <- p - lr / (1 - b1^t) m / (sqrt(v) / sqrt(1 - b2^t) + eps)
+        p <- p (1 - lr wd) - lr / (1 - b1^t) m / (sqrt(v) / sqrt(1 - b2^t) + eps)
 
     Paper: Loshchilov and Hutter, Decoupled Weight Decay Regularization, arXiv:1711.05101.
     `amsgrad`: Reddi, Kale and Kumar, On the Convergence of Adam and Beyond, arXiv:1904.09237.

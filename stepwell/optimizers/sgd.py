@@ -15,9 +15,8 @@ __all__ = ["SGD"]
 class SGD(Optimizer):
     """Stochastic gradient descent, with momentum if it is not zero.
 
-        g <- g + wd p
-        b <- mu b + (1 - tau) g        (the first b is g)
-        p <- p - lr b                  (nesterov: p - lr (g + mu b))
+        b <- mu b + (1 - tau) (g + wd p)    (the first b is g + wd p)
+        p <- p - lr b                       (nesterov: p - lr (g + wd p + mu b))
 
     Paper: Sutskever et al., On the importance of initialization and momentum in deep learning,
     ICML 2013.

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from .task import ParamGroups
+from .task import Task
 
 RIVAL = "torch.optim"
 OURS = "stepwell"
@@ -31,7 +32,7 @@ class Rule:
     Attributes:
         title: what tables and pictures call it
         name: the class, the same in every library
-        lr: the rate that a task's parameter groups are scaled from
+        lr: the rate of tasks that do not name their own
         options: the other hyperparameters
         schedule: how the rate changes from epoch to epoch, if it does
     """
@@ -55,10 +56,11 @@ class Contender:
         """Rule and library, as the progress shows them."""
         return f"{self.rule.title} · {self.library}"
 
-    def optimizer(self, groups: ParamGroups) -> Optimizer:
-        """A fresh optimizer of the library for these parameter groups."""
+    def optimizer(self, task: Task, model: nn.Module) -> Optimizer:
+        """A fresh optimizer of the library for the task's model."""
         make = getattr(importlib.import_module(self.library), self.rule.name)
-        optimizer: Optimizer = make(groups, lr=self.rule.lr, **self.rule.options)
+        lr = task.rates.get(self.rule.name, self.rule.lr)
+        optimizer: Optimizer = make(task.groups(model, lr), lr=lr, **self.rule.options)
         return optimizer
 
     def scheduler(self, optimizer: Optimizer) -> LRScheduler | None:
@@ -76,5 +78,5 @@ def rules(epochs: int) -> list[Rule]:
     fall = Schedule("StepLR", {"step_size": max(1, epochs // 3), "gamma": 0.3})
     return [
         Rule("AdamW", "AdamW", lr=1e-3, options={"weight_decay": 1e-2}),
-        Rule("SGD + StepLR", "SGD", lr=2e-2, options={"momentum": 0.9}, schedule=fall),
+        Rule("SGD + StepLR", "SGD", lr=1e-2, options={"momentum": 0.9}, schedule=fall),
     ]

@@ -112,7 +112,7 @@ class Run:
         self.plan = plan
         with _seeded(plan.seed):
             self.model = task.model().to(task.device)
-        self.optimizer = contender.optimizer(task.groups(self.model, contender.rule.lr))
+        self.optimizer = contender.optimizer(task, self.model)
         self.scheduler = contender.scheduler(self.optimizer)
         self.epoch = 0
         self.losses: list[float] = []

@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -46,6 +46,7 @@ class Task:
         loss: (output, target) -> the mean loss of the rows, a scalar Tensor
         accuracy: (output, target) -> the score shown, from 0 to 1
         groups: (model, lr) -> parameter groups, for rates that differ within the model
+        rates: the `lr` of an optimizer by the name of its class, where the default does not suit
     """
 
     name: str
@@ -55,6 +56,7 @@ class Task:
     loss: Callable[[Tensor, Tensor], Tensor]
     accuracy: Callable[[Tensor, Tensor], float] = share_correct
     groups: Callable[[nn.Module, float], ParamGroups] = one_group
+    rates: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for part in ("train", "test"):

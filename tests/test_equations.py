@@ -1,0 +1,65 @@
+"""The equations of a rule's docstring are those that its formula prints."""
+
+import inspect
+import re
+
+import pytest
+
+import stepwell
+from stepwell.language import trace
+from stepwell.language.equations import equations
+from stepwell.language.fields import fields_of, slots_of
+from stepwell.language.functions import lerp, sqrt, where
+from stepwell.language.program import Formula
+from stepwell.optimizers import SGD, Adam, AdamW
+
+RULES = [SGD, Adam, AdamW]
+
+
+def shown(rule):
+    """The block of equations of a docstring, without the remarks at the ends of lines."""
+    blocks = inspect.getdoc(rule).split("\n\n")
+    return [re.sub(r"   +\(.*\)$", "", line).strip() for line in blocks[1].splitlines()]
+
+
+def printed(formula):
+    """What the formula prints when everything that can be switched on by a number is on."""
+    group = {n: 0.5 if f.zero_is_off else f.default for n, f in formula.fields.items()}
+    return equations(trace(formula, group))
+
+
+@pytest.mark.tiny
+@pytest.mark.parametrize("rule", RULES)
+def test_docstring_equations_are_those_of_the_formula(rule):
+    assert shown(rule) == printed(rule.formula)
+
+
+@pytest.mark.tiny
+def test_every_exported_rule_is_looked_at():
+    exported = {v for v in vars(stepwell.optimizers).values() if inspect.isclass(v)}
+    assert exported == set(RULES)
+
+
+def formula_of(update, **attributes):
+    cls = type("Rule", (), {"__annotations__": {}, **attributes})
+    return Formula("Rule", fields_of(cls), slots_of(cls), update)
+
+
+@pytest.mark.parametrize(
+    ("update", "expected"),
+    [
+        (lambda p, g, s, h: p - (g - p), ["p <- p - (g - p)"]),
+        (lambda p, g, s, h: p - g / (p * g), ["p <- p - g / (p g)"]),
+        (lambda p, g, s, h: p - 3 * g * g, ["p <- p - 3 g^2"]),
+        (lambda p, g, s, h: (p + g) ** 3, ["p <- (p + g)^3"]),
+        (lambda p, g, s, h: p + -g, ["p <- p + -g"]),
+        (lambda p, g, s, h: where(p > g, p, g), ["p <- where(p > g, p, g)"]),
+        (lambda p, g, s, h: lerp(p, g, 0.5), ["p <- lerp(p, g, 0.5)"]),
+        (
+            lambda p, g, s, h: p - sqrt(g + 1) / (g + 1),
+            ["g <- g + 1", "p <- p - sqrt(g) / g"],
+        ),
+    ],
+)
+def test_operators_keep_their_order_in_print(update, expected):
+    assert printed(formula_of(update)) == expected
