@@ -134,7 +134,10 @@ def _match_names(
 
 def nearest(name: str, others: Sequence[str], where: str) -> str:
     """The name, with the one among the others that it may stand for."""
-    close = difflib.get_close_matches(name, others, n=1) if len(others) <= 1000 else []
+    # a wrapper, as DistributedDataParallel, puts something in front of all names
+    close = [o for o in others if o.endswith(f".{name}") or name.endswith(f".{o}")]
+    if not close and len(others) <= 1000:
+        close = difflib.get_close_matches(name, others, n=1)
     return f"{name} ({where} {close[0]})" if close else name
 
 

@@ -107,8 +107,10 @@ class Plan:
         self._hyperparameters.refresh(grad_scale)
         static = [formula.static({**group, "grad_scale": grad_scale}) for group in groups]
         rows = self._check()
-        cohorts = self._form_cohorts(rows, static)
-        self._launches: list[Launch] = [choose(cohort).launch(cohort) for cohort in cohorts]
+        # what is made in inference mode could not be written to outside of it
+        with torch.inference_mode(False):
+            cohorts = self._form_cohorts(rows, static)
+            self._launches: list[Launch] = [choose(cohort).launch(cohort) for cohort in cohorts]
         self._without_grad = [param for param in self._params if param.grad is None]
         # whose state is whose
         self._keys, self._held = list(state), list(state.values())
@@ -259,6 +261,10 @@ class Plan:
 
     def run(self) -> None:
         """Update all parameters."""
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False):
+                self.run()
+            return
         found: list[dict[int | None, float]] = []
         while len(found) < self._totals:
             shares: defaultdict[int | None, list[float]] = defaultdict(list)

@@ -40,20 +40,21 @@ def pack(groups: Sequence[Group], state: Mapping[Any, Any]) -> dict[str, Any]:
     packed: list[dict[str, Any]] = []
     first = 0
     for group in groups:
-        for i, param in enumerate(group["params"], first):
-            ids.setdefault(id(param), i)
+        new = {id(param): i for i, param in enumerate(group["params"], first)}
+        for key, i in new.items():
+            # a parameter keeps the number that it got first
+            ids.setdefault(key, i)
         first += len(group["params"])
         items = {key: value for key, value in group.items() if key != "params"}
         packed.append({**items, "params": [ids[id(param)] for param in group["params"]]})
-    return {
-        "state": {
-            ids[id(key)] if isinstance(key, Tensor) else key: value
-            for key, value in state.items()
-            # a parameter that was taken out of its group has no number
-            if not isinstance(key, Tensor) or id(key) in ids
-        },
-        "param_groups": packed,
-    }
+    numbered: dict[Any, Any] = {}
+    for key, value in state.items():
+        if not isinstance(key, Tensor):
+            numbered[key] = value
+        # a parameter that was taken out of its group has no number
+        elif id(key) in ids and value != {}:
+            numbered[ids[id(key)]] = value
+    return {"state": numbered, "param_groups": packed}
 
 
 class Saved(NamedTuple):

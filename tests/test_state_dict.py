@@ -1,10 +1,9 @@
-"""Does a state dict carry everything over - to us, to torch and back - and is a wrong one refused?"""
+"""Does a state dict carry everything over, to torch and back, and is a wrong one refused?"""
 
 from __future__ import annotations
 
 import copy
 import io
-import math
 
 import pytest
 import torch
@@ -76,7 +75,7 @@ def test_ids_are_torchs():
         [g["params"] for g in make(copy.copy(groups)).state_dict()["param_groups"]]
         for make in (stepwell.SGD, torch.optim.SGD)
     )
-    assert found == expected == [[0, 1, 0], [], [3, 4]]
+    assert found == expected == [[2, 1, 2], [], [3, 4]]
 
 
 def test_a_parameter_taken_out_has_no_entry():
@@ -290,7 +289,7 @@ def test_matched_by_name_after_reordering():
     train(donor)
     optimizer = stepwell.AdamW(named_weights("c a b"))
     assert optimizer.load_state_dict(donor.state_dict()) == WHOLE
-    assert_same(states_by_name(optimizer), {n: states_by_name(donor)[n] for n in "c a b".split()})
+    assert_same(states_by_name(optimizer), {n: states_by_name(donor)[n] for n in "cab"})
     assert optimizer.param_groups[0]["param_names"] == ["c", "a", "b"]
     twin = torch.optim.AdamW(named_weights("c a b"))
     twin.load_state_dict(donor.state_dict())
@@ -358,10 +357,7 @@ def test_what_fits_is_loaded_when_not_strict():
     train(optimizer, seed=1)
     had = states_by_name(optimizer)
     report = optimizer.load_state_dict(saved, strict=False)
-    assert report.missing == ("e (the state dict has d)", "b: exp_avg_sq") or report.missing == (
-        "e",
-        "b: exp_avg_sq",
-    )
+    assert report.missing == ("e", "b: exp_avg_sq")
     assert [entry[0] for entry in report.unexpected] == ["d"]
     assert report.mismatched == ()
     assert not report.is_empty
@@ -435,14 +431,10 @@ def test_groups_that_do_not_correspond(sizes, saved_sizes):
     assert_same(snapshot(optimizer), before)
     report = optimizer.load_state_dict(donor.state_dict(), strict=False)
     kept = sum(min(a, b) for a, b in zip(sizes, saved_sizes, strict=False))
-    loaded = sum(bool(state) for state in values(optimizer)[1])
-    lost = len(report.missing) + sum(
-        "(group" in entry and ":" in entry for entry in report.mismatched
-    )
-    assert loaded + len(report.mismatched) == kept
     assert len(report.missing) == sum(sizes) - kept
     assert len(report.unexpected) == sum(saved_sizes) - kept
-    assert lost >= 0
+    unfit = {entry.partition(":")[0] for entry in report.mismatched}
+    assert sum(bool(state) for state in values(optimizer)[1]) == kept - len(unfit)
 
 
 def test_shapes_that_torch_lets_through():
@@ -494,9 +486,15 @@ BROKEN = {
         lambda s: s[0].update(exp_avg=torch.ones(3, 4, dtype=torch.complex64)),
         "exp_avg is torch.complex64, the parameter is torch.float32",
     ),
-    "no dict": (lambda s: s.update({0: [1]}), "parameter 0 (group 0): state must be a dict, got [1]"),
-    "an unknown id": (lambda s: s.update({9: {}}), "unexpected: state of id 9, which no group lists"),
-}  # fmt: skip
+    "no dict": (
+        lambda s: s.update({0: [1]}),
+        "mismatched: parameter 0 (group 0): state must be a dict, got [1]",
+    ),
+    "an unknown id": (
+        lambda s: s.update({9: {}}),
+        "unexpected: state of id 9, which no group lists",
+    ),
+}
 
 
 @pytest.mark.parametrize("what", BROKEN)
@@ -638,6 +636,7 @@ def test_a_momentum_buffer_of_none(momentum):
     assert_same(values(loaded)[0], values(fresh)[0])
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 def test_a_sparse_momentum_buffer_of_torch():
     def grad():
         return torch.sparse_coo_tensor([[1, 3]], torch.ones(2, 2), (5, 2)).coalesce()
@@ -731,8 +730,7 @@ def test_a_subclass_may_complete_or_refuse_what_is_loaded():
     assert optimizer.param_groups[0]["lr"] == 0.5
 
 
-def test_hypothetically_any_split_and_any_step():
-    """The state belongs to the parameter, however the groups are cut."""
+def test_any_split_into_groups():
     params = weights(SHAPES * 2)
     donor = stepwell.AdamW([(str(i), p) for i, p in enumerate(params)])
     for step in range(3):
@@ -744,4 +742,3 @@ def test_hypothetically_any_split_and_any_step():
         report = optimizer.load_state_dict(donor.state_dict(), strict=False)
         assert report == WHOLE
         assert_same(values(optimizer)[1], values(donor)[1])
-    assert math.isclose(values(donor)[1][0]["step"].item(), 3)

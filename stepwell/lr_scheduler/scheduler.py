@@ -49,7 +49,8 @@ class LRScheduler(TorchLRScheduler):
         last_epoch: the step the rates stand at; 0 after construction
 
     Raises:
-        TypeError: `optimizer` is none
+        TypeError: `optimizer` is no optimizer
+        ValueError: `last_epoch` is below -1
         KeyError: `last_epoch` resumes a schedule, but a group does not know its `initial_lr`
     """
 
@@ -195,14 +196,22 @@ def _next_rate(
     rate: float | Tensor, base: float | Tensor, before: float, after: float
 ) -> float | Tensor:
     """The rate after a step whose factor goes from `before` to `after`."""
-    # zero has no ratio: a rate set by hand survives while the factor stays, else the curve wins
-    kept = rate * (after / before) if before else rate if after == before else base * after
+    chained = _chained_rate(rate, base, before, after)
     if not isinstance(rate, Tensor):
         base = float(base)
-        return base * after if math.isclose(rate, base * before) else kept
+        return base * after if math.isclose(rate, base * before) else chained
     # without asking for the numbers, which on an accelerator would mean to wait for them
     untouched = torch.isclose(rate, torch.as_tensor(base * before).to(rate), rtol=1e-6, atol=0.0)
-    return torch.where(untouched, base * after, kept).detach()
+    return torch.where(untouched, base * after, chained).detach()
+
+
+def _chained_rate(
+    rate: float | Tensor, base: float | Tensor, before: float, after: float
+) -> float | Tensor:
+    if before:
+        return rate * (after / before)
+    # zero has no ratio: a rate set by hand survives while the factor stays, else the curve wins
+    return rate if after == before else base * after
 
 
 def _initial_rate(group: dict[str, Any]) -> float | Tensor:

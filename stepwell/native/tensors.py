@@ -329,6 +329,10 @@ def _facts(tensor: Tensor) -> list[int]:
     return [found.device, found.kind, *found.shape[:ndim], *found.strides[:ndim]]
 
 
+def _is_turned(tensor: Tensor) -> bool:
+    return tensor.is_conj() or tensor.is_neg()
+
+
 class Reader:
     """Reads parameters, entries of their state and gradients, always of the same kinds.
 
@@ -360,7 +364,7 @@ class Reader:
         self._context = np.array([len(params), len(keys), *pointers], np.int64)
         self._at = self._context.ctypes.data
         is_complex = params[0].is_complex()
-        self._library, self._call = _read(Tensor.is_conj if is_complex else Tensor.is_neg)
+        self._library, self._call = _read(_is_turned if is_complex else Tensor.is_neg)
 
     def read(
         self,
