@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         console.print(_costs(costs))
     if options.json:
         _save(options.json, results, costs)
-    missed = any(r.error or r.misses() for r in results)
+    missed = any(r.misses() for r in results)
     return int(missed or any(value > cost.limit for cost, value in costs))
 
 
@@ -66,18 +66,21 @@ def _speeds(results: list[Result], copy: float) -> Table:
 
 def _row(result: Result) -> list[str]:
     case = result.case
-    if result.error:
-        return [case.work, f"[red]wrong numbers: {result.error}[/red]"]
-    times = [result.medians.get(name) for name in ("stepwell", "fused", "default")]
+    names = ("stepwell", "fused", "default")
+    times = ["wrong" if n in result.wrong else _number(result.medians.get(n)) for n in names]
     ratios = [result.ratio(n) if n in result.medians else None for n in ("fused", "default")]
     missed = result.misses()
     return [
         case.work,
-        *("" if time is None else f"{time:,.1f}" for time in times),
+        *times,
         *("" if ratio is None else f"{ratio:.2f}x" for ratio in ratios),
-        f"{result.gigabytes_per_second:.1f}" if case.bytes_per_element else "",
+        f"{result.gigabytes_per_second:.1f}" if case.bytes_per_element and result.medians else "",
         f"[red]{'; '.join(missed)}[/red]" if missed else f"[green]{_bars(case)}[/green]",
     ]
+
+
+def _number(time: float | None) -> str:
+    return "" if time is None else f"{time:,.1f}"
 
 
 def _bars(case: Case) -> str:
@@ -107,7 +110,8 @@ def _save(path: Path, results: list[Result], costs: list[tuple[Cost, float]]) ->
             "dtype": str(r.case.dtype).removeprefix("torch."),
             "work": r.case.work,
             "microseconds": {name: round(value, 2) for name, value in r.medians.items()},
-            "missed": [r.error] if r.error else r.misses(),
+            "missed": r.misses(),
+            "wrong": r.wrong,
         }
         for r in results
     ]

@@ -6,21 +6,24 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
-from .cases import Case, Params
+from .cases import Case, Make
 
 STEPS_TO_COMPARE = 5
+# large enough that steps stand out from the rounding of bfloat16
+RATE_TO_COMPARE = 0.1
 
 
 @dataclass(frozen=True)
 class Result:
-    """Medians in microseconds per step, by contender; `error` says why there are none."""
+    """Medians in microseconds per step, by contender; `wrong` tells whose numbers are not right."""
 
     case: Case
     medians: dict[str, float]
-    error: str | None = None
+    wrong: dict[str, str]
 
     def ratio(self, rival: str) -> float:
         """How many of our steps fit into one of the rival's."""
@@ -34,10 +37,12 @@ class Result:
 
     def misses(self) -> list[str]:
         """What was to be reached and was not."""
+        if "stepwell" in self.wrong:
+            return [f"wrong numbers: {self.wrong['stepwell']}"]
         missed = [
             f"{self.ratio(rival):.2f}x {rival}, not {bar}x"
             for rival, bar in self.case.bars.items()
-            if self.ratio(rival) < bar
+            if rival in self.medians and self.ratio(rival) < bar
         ]
         limit = self.case.limit
         if limit is not None and self.medians["stepwell"] > limit:
@@ -47,17 +52,18 @@ class Result:
 
 def measure(case: Case, seconds: float) -> Result:
     """Race the contenders of a case for about this long, after comparing their numbers."""
-    error = wrong_numbers(case)
-    if error is not None:
-        return Result(case, {}, error)
-    steps = {name: _stepper(make(case.params())) for name, make in case.contenders().items()}
+    contenders, wrong = _right_ones(case)
+    if "stepwell" in wrong:
+        return Result(case, {}, wrong)
+    steps = {name: _stepper(make(case.params())) for name, make in contenders.items()}
     rounds = {name: _calls_per_round(step) for name, step in steps.items()}
     times: dict[str, list[float]] = {name: [] for name in steps}
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times["stepwell"]) < 7:
         for name, step in steps.items():
             times[name].append(_time(step, rounds[name]))
-    return Result(case, {name: statistics.median(found) for name, found in times.items()})
+    medians = {name: statistics.median(found) for name, found in times.items()}
+    return Result(case, medians, wrong)
 
 
 def _stepper(optimizer: torch.optim.Optimizer) -> Callable[[], object]:
@@ -66,9 +72,10 @@ def _stepper(optimizer: torch.optim.Optimizer) -> Callable[[], object]:
 
 
 def _calls_per_round(step: Callable[[], object]) -> int:
-    # a round long enough for the clock, short enough that all contenders see the same machine
+    # a round long enough that a contender meets its own data in the caches, as far as they fit,
+    # short enough that all contenders see the same machine
     step()
-    return max(1, min(200, int(2000 / max(_time(step, 1), 1))))
+    return max(1, min(500, int(20_000 / max(_time(step, 1), 1))))
 
 
 def _time(step: Callable[[], object], calls: int) -> float:
@@ -78,23 +85,41 @@ def _time(step: Callable[[], object], calls: int) -> float:
     return (time.perf_counter() - start) / calls * 1e6
 
 
-def wrong_numbers(case: Case) -> str | None:
-    """Why stepwell's parameters are not those of the rival after a few steps, or None."""
+def _right_ones(case: Case) -> tuple[dict[str, Make], dict[str, str]]:
+    """The contenders whose parameters are those of torch's loop after a few steps; the others."""
     contenders = case.contenders()
-    ours = _after_steps(case, contenders.pop("stepwell"))
-    for rival, make in contenders.items():
-        for index, (a, b) in enumerate(zip(ours, _after_steps(case, make), strict=True)):
-            # torch rounds bfloat16 at every operation of its loop, each time by half an ULP
-            rtol, atol = (3e-2, 3e-2) if case.dtype is torch.bfloat16 else (1e-5, 1e-6)
-            if not torch.allclose(a, b, rtol=rtol, atol=atol):
-                worst = (a.float() - b.float()).abs().max().item()
-                return f"tensor {index} differs from {rival} by {worst:.2e}"
+    truth = _after_steps(case, partial(case.optimizer, torch.optim), torch.float32)
+    wrong: dict[str, str] = {}
+    for name in list(contenders):
+        found = _after_steps(case, contenders[name], case.dtype)
+        problem = _problem(case, torch.cat(found).float(), torch.cat(truth))
+        if problem is not None:
+            wrong[name] = problem
+            del contenders[name]
+    return contenders, wrong
+
+
+def _problem(case: Case, found: torch.Tensor, truth: torch.Tensor) -> str | None:
+    """What is wrong with these parameters, given what float32 arithmetic makes of them."""
+    error = (found - truth).abs()
+    moved = (truth - torch.cat(case.params()).detach().float()).abs().mean()
+    # float32: a few ULP of numbers around 1. bfloat16: parameters and state are rounded to 8 bits
+    # at every step, which is a small part of what a step moves, on the average
+    half = case.dtype is torch.bfloat16
+    if error.max() > (2**-4 * truth.abs().max() if half else 1e-5):
+        return f"up to {error.max():.1e} away from torch's loop after {STEPS_TO_COMPARE} steps"
+    if error.mean() > (0.05 if half else 1e-5) * moved:
+        return f"{error.mean() / moved:.0%} of a step away from torch's loop, on the average"
     return None
 
 
-def _after_steps(case: Case, make: Callable[[Params], torch.optim.Optimizer]) -> list[torch.Tensor]:
+def _after_steps(case: Case, make: Make, dtype: torch.dtype) -> list[torch.Tensor]:
     params = case.params()
-    optimizer = make(params)
+    for param in params:
+        grad, param.grad = param.grad, None
+        param.data = param.data.to(dtype)
+        param.grad = None if grad is None else grad.to(dtype)
+    optimizer = make(params, lr=RATE_TO_COMPARE)
     for _ in range(STEPS_TO_COMPARE):
         optimizer.step()
     return [param.detach() for param in params]

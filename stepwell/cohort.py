@@ -103,7 +103,9 @@ class Hyperparameters:
                 value = group[f.name]
                 for v in value if f.items else (value,):
                     has_tensor |= isinstance(v, Tensor)
-                    row.append(float("nan") if v is None else float(v))
+                    # item() because float() warns of a number that autograd follows
+                    number = v.item() if isinstance(v, Tensor) else v
+                    row.append(float("nan") if v is None else float(number))
         self.table[index] = row
         static = self.formula.static(group)
         same = self._static[index] is None or self._static[index] == static

@@ -20,7 +20,7 @@ __all__ = ["Declaration", "Flags", "declare"]
 OWN_KEYS = ("params", "param_names")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Declaration:
     """What one optimizer class declares.
 

@@ -105,7 +105,7 @@ def _by_name(groups: Sequence[Group]) -> dict[str, tuple[Any, int]] | None:
         if not isinstance(names, (list, tuple)) or len(names) != len(group["params"]):
             return None
         for name, param in zip(names, group["params"], strict=True):
-            if name in named:
+            if not isinstance(name, str) or name in named:
                 return None
             named[name] = (param, index)
     return named
@@ -126,10 +126,15 @@ def _match_names(
             params[saved_id] = Place(param, index, name)
             shared[index, saved_index] += 1
     report = LoadReport(
-        tuple(nearest(name, unexpected, "the state dict has") for name in missing),
-        tuple(nearest(name, missing, "the optimizer has") for name in unexpected),
+        _with_nearest(missing, unexpected, "the state dict has"),
+        _with_nearest(unexpected, missing, "the optimizer has"),
     )
     return Match(params, _pair_groups(*counts, shared), report, by_name=True)
+
+
+def _with_nearest(names: Sequence[str], others: Sequence[str], where: str) -> tuple[str, ...]:
+    # only for those that will be shown: it takes time
+    return (*(nearest(name, others, where) for name in names[:SHOWN]), *names[SHOWN:])
 
 
 def nearest(name: str, others: Sequence[str], where: str) -> str:
@@ -146,14 +151,16 @@ def _pair_groups(
 ) -> list[int | None]:
     """For each group the saved one that shares the most names with it, used once."""
     pairs: dict[int, int] = {}
+    taken: set[int] = set()
     ranked = sorted(shared, key=lambda pair: (-shared[pair], pair[0] != pair[1], pair))
     for index, saved_index in ranked:
-        if index not in pairs and saved_index not in pairs.values():
+        if index not in pairs and saved_index not in taken:
             pairs[index] = saved_index
+            taken.add(saved_index)
     if count == saved_count:
         # what shares no name is matched in order
-        rest = (i for i in range(saved_count) if i not in pairs.values())
-        pairs |= dict(zip((i for i in range(count) if i not in pairs), list(rest), strict=True))
+        rest = [i for i in range(count) if i not in pairs]
+        pairs |= dict(zip(rest, (i for i in range(count) if i not in taken), strict=True))
     return [pairs.get(index) for index in range(count)]
 
 

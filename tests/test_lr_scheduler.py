@@ -227,6 +227,14 @@ class TestState:
             advance(scheduler)
             assert rates(scheduler) == [0.15]
 
+    def test_loaded_knows_that_the_optimizer_has_stepped(self):
+        saved = lr_scheduler.StepLR(optimizer(0.3), 3, 0.7)
+        advance(saved, 4)
+        resumed = lr_scheduler.StepLR(optimizer(0.3), 3, 0.7)
+        resumed.load_state_dict(saved.state_dict())
+        resumed.step()
+        assert resumed.last_epoch == 5
+
     def test_last_epoch_resumes_as_in_torch(self):
         for module in (torch_schedulers, lr_scheduler):
             held = optimizer(0.3)
