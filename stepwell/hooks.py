@@ -8,12 +8,19 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, ParamSpec, TypeVar
 
+import torch
+from torch._C._dynamo.eval_frame import (
+    _FrameAction,
+    _FrameExecStrategy,
+    get_eval_frame_callback,
+    set_code_exec_strategy,
+)
 from torch.autograd import profiler
 from torch.optim.optimizer import _global_optimizer_post_hooks as global_post_hooks
 from torch.optim.optimizer import _global_optimizer_pre_hooks as global_pre_hooks
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["KINDS", "Hooks", "hooked", "profiled"]
+__all__ = ["KINDS", "Hooks", "hooked", "outside_graphs", "profiled"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -92,9 +99,31 @@ class Hooks:
         return self._register("load_state_dict_post", hook, prepend)
 
 
+def outside_graphs(method: Callable[P, R]) -> Callable[P, R]:
+    """A method that code under torch.compile calls as it is, with a break in the graph.
+
+    torch.compiler.disable does the same, but costs more than a small step.
+    """
+
+    @functools.wraps(method)
+    def around(*args: P.args, **kwargs: P.kwargs) -> R:
+        if get_eval_frame_callback():
+            quiet: Callable[P, R] = torch.compiler.disable(method)  # type: ignore[no-untyped-call]
+            return quiet(*args, **kwargs)
+        return method(*args, **kwargs)
+
+    # neither inlined into a graph nor looked at by itself
+    function: Any = around
+    function._torchdynamo_disable = True
+    skip = _FrameExecStrategy(_FrameAction.SKIP, _FrameAction.DEFAULT)
+    set_code_exec_strategy(function.__code__, skip)
+    return around
+
+
 def hooked(step: Callable[P, R]) -> Callable[P, R]:
     """A `step` with the hooks, and the label in a profile, around it."""
 
+    @outside_graphs
     @functools.wraps(step)
     def around(*args: P.args, **kwargs: P.kwargs) -> R:
         optimizer: Any = args[0]

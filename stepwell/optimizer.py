@@ -27,7 +27,7 @@ from torch.optim.optimizer import (
 from torch.optim.optimizer import required as required
 
 from .declaration import Declaration, Flags, declare
-from .hooks import KINDS, Hooks, hooked, profiled
+from .hooks import KINDS, Hooks, hooked, outside_graphs, profiled
 from .language import Formula, Transform, program_for
 from .matching import LoadReport, match, refusal
 from .param_groups import Group, add_group, as_groups
@@ -122,6 +122,7 @@ class Optimizer(Hooks, Flags, TorchOptimizer):
             for group, own in zip(given, self.param_groups, strict=True):
                 group.update(own)
 
+    @outside_graphs
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Optimize more parameters; as in torch, the dict is filled with the group's values.
 
@@ -187,6 +188,7 @@ class Optimizer(Hooks, Flags, TorchOptimizer):
         """A step function with the hooks, and the label in a profile, around it."""
         return hooked(func)
 
+    @outside_graphs
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients of all parameters.
 
@@ -221,6 +223,7 @@ class Optimizer(Hooks, Flags, TorchOptimizer):
 
     # Checkpoints
 
+    @outside_graphs
     def state_dict(self) -> StateDict:
         """The state and the groups, in torch's layout; tensors are the live ones, not copies."""
         for hook in self._hooks("state_dict_pre"):
@@ -231,6 +234,7 @@ class Optimizer(Hooks, Flags, TorchOptimizer):
             state_dict = state_dict if replaced is None else replaced
         return state_dict
 
+    @outside_graphs
     def load_state_dict(  # type: ignore[override]  # torch returns None
         self, state_dict: StateDict, *, strict: bool = True, dtype: str | torch.dtype = "saved"
     ) -> LoadReport:

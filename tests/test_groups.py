@@ -23,8 +23,6 @@ from .shell_cases import (
     weights,
 )
 
-pytestmark = pytest.mark.tiny
-
 MISSPELT = {
     "weight_dacay": "weight_decay",
     "weightdecay": "weight_decay",

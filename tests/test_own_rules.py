@@ -25,8 +25,6 @@ from stepwell.language import (
 
 from .shell_cases import SignDescent, fill_grads, refused, train, weights
 
-pytestmark = pytest.mark.tiny
-
 
 def step_of(optimizer, seed=0):
     """The parameters before and after one step, and its gradients."""

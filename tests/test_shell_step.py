@@ -23,10 +23,6 @@ from .shell_cases import (
     weights,
 )
 
-pytestmark = pytest.mark.tiny
-
-HUGE = 2.0**40
-
 
 @each_name
 def test_a_closure_is_run_with_gradients_and_its_result_returned(name):

@@ -19,8 +19,6 @@ from .shell_cases import (
     weights,
 )
 
-pytestmark = pytest.mark.tiny
-
 NOT_NUMBERS = ("0.1", None, True, [0.1], object())
 NOT_FLAGS = (1, 0, "yes", 1.0)
 NOT_PAIRS = (0.9, "ab", (0.9,), (0.9, 0.9, 0.9), {0.9: 1, 0.8: 1}, (0.9, torch.tensor(0.9)))

@@ -15,7 +15,8 @@ from torch import Tensor
 from ..cohort import Cohort, Facts
 from ..language import Program
 from ..native import llvm, openmp, tensors
-from ..native.lowering import CONTEXT, MEMORY, SUPPORTED, Kernel, lower
+from ..native.assembly import CONTEXT, MEMORY
+from ..native.lowering import SUPPORTED, Kernel, lower
 
 NAME = "cpu"
 

@@ -13,10 +13,8 @@ operations wherever it lies, so results are the same bits for any number of thre
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import count
 
 import torch
 
@@ -24,48 +22,11 @@ from ..cohort import columns_of
 from ..language.expr import REDUCTIONS, Expr, Kind
 from ..language.program import Program
 from . import llvm
+from .assembly import CONTEXT, MEMORY, OPS, Body, declarations
 from .openmp import Runtime
 from .rewrite import rewrite
 
-__all__ = ["CONTEXT", "MEMORY", "SUPPORTED", "Kernel", "lower"]
-
-# LLVM instructions per operation, the last one being the result. {0}, {1}, {2}: arguments;
-# {t}: their type; {s}: its suffix in intrinsics; {a}, {b}, ...: the lines before.
-OPS = {
-    "add": ["fadd {t} {0}, {1}"],
-    "sub": ["fsub {t} {0}, {1}"],
-    "mul": ["fmul {t} {0}, {1}"],
-    "div": ["fdiv {t} {0}, {1}"],
-    "neg": ["fneg {t} {0}"],
-    "abs": ["call {t} @llvm.fabs.{s}({t} {0})"],
-    "sqrt": ["call {t} @llvm.sqrt.{s}({t} {0})"],
-    "pow": ["call {t} @llvm.pow.{s}({t} {0}, {t} {1})"],
-    "exp": ["call {t} @llvm.exp.{s}({t} {0})"],
-    "log": ["call {t} @llvm.log.{s}({t} {0})"],
-    "atan2": ["call {t} @llvm.atan2.{s}({t} {0}, {t} {1})"],
-    "fma": ["call {t} @llvm.fma.{s}({t} {0}, {t} {1}, {t} {2})"],
-    "maximum": ["call {t} @llvm.maximum.{s}({t} {0}, {t} {1})"],
-    "minimum": ["call {t} @llvm.minimum.{s}({t} {0}, {t} {1})"],
-    "sign": [
-        "fcmp olt {t} {0}, 0.0",
-        "select i1 {a}, {t} -1.0, {t} 0.0",
-        "fcmp ogt {t} {0}, 0.0",
-        "select i1 {c}, {t} 1.0, {t} {b}",
-    ],
-    "isfinite": ["call {t} @llvm.fabs.{s}({t} {0})", "fcmp olt {t} {a}, 0x7FF0000000000000"],
-    "lt": ["fcmp olt {t} {0}, {1}"],
-    "le": ["fcmp ole {t} {0}, {1}"],
-    "gt": ["fcmp ogt {t} {0}, {1}"],
-    "ge": ["fcmp oge {t} {0}, {1}"],
-    "eq": ["fcmp oeq {t} {0}, {1}"],
-    "ne": ["fcmp une {t} {0}, {1}"],
-    "and": ["and i1 {0}, {1}"],
-    "or": ["or i1 {0}, {1}"],
-    "not": ["xor i1 {0}, true"],
-    "where": ["select i1 {0}, {t} {1}, {t} {2}"],
-}
-# The same bits as fma only where a * b is exact, but a library call per element is no way out.
-WITHOUT_FMA = {"fma": ["fmul {t} {0}, {1}", "fadd {t} {a}, {2}"]}
+__all__ = ["SUPPORTED", "Kernel", "lower"]
 
 # How a reduction starts, and how two parts are joined. A sum may be taken in any order within a
 # block, so that it is taken several elements at once: the same order on the same processor.
@@ -76,57 +37,6 @@ REDUCE = {
 
 LEAVES = frozenset({"param", "grad", "state", "group", "const", "numel"})
 SUPPORTED = LEAVES | OPS.keys() | REDUCE.keys() | {"lerp"}
-
-
-@dataclass(frozen=True)
-class Memory:
-    """How a dtype lies in memory, and the instructions from there to float and back."""
-
-    type: str
-    size: int
-    decode: tuple[str, ...] = ()
-    encode: tuple[str, ...] = ()
-
-
-MEMORY = {
-    torch.float32: Memory("float", 4),
-    torch.float64: Memory("double", 8),
-    torch.float16: Memory("half", 2, ("fpext half {0} to float",), ("fptrunc float {0} to half",)),
-    # by integers: round to nearest even, and keep a NaN a NaN
-    torch.bfloat16: Memory(
-        "i16",
-        2,
-        ("zext i16 {0} to i32", "shl i32 {a}, 16", "bitcast i32 {b} to float"),
-        (
-            "bitcast float {0} to i32",
-            "lshr i32 {a}, 16",
-            "and i32 {b}, 1",
-            "add i32 {c}, 32767",
-            "add i32 {a}, {d}",
-            "lshr i32 {e}, 16",
-            "fcmp uno float {0}, 0.0",
-            "or i32 {b}, 64",
-            "select i1 {g}, i32 {h}, i32 {f}",
-            "trunc i32 {i} to i16",
-        ),
-    ),
-}
-
-# The words of the table that `run` is given; all are 64 bits wide.
-CONTEXT = (
-    "rows",
-    "addresses",
-    "hyperparameters",
-    "groups",
-    "numbers",
-    "blocks",
-    "partials",
-    "reductions",
-    "first_block",
-    "numels",
-    "bounds",
-    "threads",
-)
 
 
 @dataclass(frozen=True)
@@ -152,7 +62,7 @@ def lower(program: Program, dtypes: dict[str, torch.dtype], runtime: Runtime | N
     """Write the IR of a program for slots with these dtypes (real ones)."""
     kind = "double" if dtypes["param"] is torch.float64 else "float"
     low = _Lowering(rewrite(program, keep_divisions=kind == "double"), dtypes, kind)
-    parts = [_declarations()]
+    parts = [declarations()]
     for k in range(low.sweeps):
         parts += [low.rows(k), low.sweep(k), low.block(k), _share(k, runtime)]
         parts += [low.reduce(k)] if low.reductions_at(k) else []
@@ -169,108 +79,6 @@ def lower(program: Program, dtypes: dict[str, torch.dtype], runtime: Runtime | N
         passes,
         low.sweeps,
     )
-
-
-def _declarations() -> str:
-    lines = [
-        f"declare {t} @llvm.{name}.{s}({', '.join([t] * arity)})"
-        for t, s in (("float", "f32"), ("double", "f64"))
-        for name, arity in INTRINSICS.items()
-    ]
-    return "\n".join([*lines, ""])
-
-
-INTRINSICS = {
-    "fabs": 1,
-    "sqrt": 1,
-    "exp": 1,
-    "log": 1,
-    "pow": 2,
-    "atan2": 2,
-    "maximum": 2,
-    "minimum": 2,
-    "fma": 3,
-}
-
-
-class _Body:
-    """The instructions of one function while they are written."""
-
-    def __init__(self, kind: str = "double") -> None:
-        self.kind = kind
-        self.lines: list[str] = []
-        self._names = count()
-
-    def emit(self, instruction: str) -> str:
-        """Add an instruction that has a result; returns its name."""
-        name = f"%v{next(self._names)}"
-        self.lines.append(f"  {name} = {instruction}")
-        return name
-
-    def emit_all(self, templates: Iterable[str], *args: str) -> str:
-        """Add the instructions of a table; returns the last result (without any, the argument)."""
-        between: dict[str, str] = {"t": self.kind, "s": "f64" if self.kind == "double" else "f32"}
-        result = args[0]
-        for letter, template in zip("abcdefghij", templates, strict=False):
-            result = between[letter] = self.emit(template.format(*args, **between))
-        return result
-
-    def do(self, *lines: str) -> None:
-        """Add instructions without a result, and labels."""
-        self.lines += [line if line.endswith(":") else f"  {line}" for line in lines]
-
-    def operation(self, op: str, *args: str) -> str:
-        """Add an operation of a formula."""
-        table = OPS if op != "fma" or self.kind == "double" or _has_fma() else WITHOUT_FMA
-        return self.emit_all(table[op], *args)
-
-    def address(self, kind: str, base: str, index: str | int) -> str:
-        """The address of item `index` of an array."""
-        return self.emit(f"getelementptr {kind}, ptr {base}, i64 {index}")
-
-    def item(self, kind: str, base: str, index: str | int) -> str:
-        """Item `index` of an array."""
-        return self.emit(f"load {kind}, ptr {self.address(kind, base, index)}")
-
-    def word(self, name: str) -> str:
-        """A word of the context, as an integer."""
-        return self.item("i64", "%context", CONTEXT.index(name))
-
-    def pointer(self, name: str) -> str:
-        """A word of the context, as an address."""
-        return self.item("ptr", "%context", CONTEXT.index(name))
-
-    def cell(self, kind: str, base: str, width: int, row: str, column: int) -> str:
-        """The address of an entry of a table with `width` columns."""
-        start = self.emit(f"mul i64 {row}, {width}")
-        return self.address(kind, base, self.emit(f"add i64 {start}, {column}"))
-
-    def load(self, dtype: torch.dtype, at: str) -> str:
-        """Read one element, in the kind of this function."""
-        memory = MEMORY[dtype]
-        value = self.emit_all(memory.decode, self.emit(f"load {memory.type}, ptr {at}"))
-        return self.convert(value, "double" if memory.size == 8 else "float", self.kind)
-
-    def store(self, dtype: torch.dtype, value: str, at: str) -> None:
-        """Round and write one element."""
-        memory = MEMORY[dtype]
-        value = self.convert(value, self.kind, "double" if memory.size == 8 else "float")
-        self.do(f"store {memory.type} {self.emit_all(memory.encode, value)}, ptr {at}")
-
-    def convert(self, value: str, have: str, want: str) -> str:
-        """Widen or round between float and double."""
-        if have == want:
-            return value
-        word = "fpext" if want == "double" else "fptrunc"
-        return self.emit(f"{word} {have} {value} to {want}")
-
-    def function(self, signature: str, linkage: str = "internal") -> str:
-        """The finished function."""
-        return "\n".join([f"define {linkage} {signature} {{", *self.lines, "}", ""])
-
-
-def _has_fma() -> bool:
-    return not llvm.features().isdisjoint({"fma", "neon"})
 
 
 class _Lowering:
@@ -318,7 +126,7 @@ class _Lowering:
 
     def rows(self, k: int) -> str:
         """rows_K: fill the columns that are known before sweep K."""
-        body = _Body()
+        body = Body()
         rows = body.word("rows")
         tables = {name: body.pointer(name) for name in CONTEXT[1:10]}
         remembered = ("group", *self.scalar_state, *(f"new {n}" for n in self.scalar_outputs))
@@ -343,12 +151,12 @@ class _Lowering:
         body.do("%row1 = add i64 %row, 1", "br label %next", "end:", "ret void")
         return body.function(f"void @rows_{k}(ptr %context)")
 
-    def _place(self, body: _Body, addresses: str, rows: str, name: str) -> str:
+    def _place(self, body: Body, addresses: str, rows: str, name: str) -> str:
         start = body.emit(f"mul i64 {rows}, {self.slots.index(name)}")
         return body.item("ptr", addresses, body.emit(f"add i64 {start}, %row"))
 
     def _branch_if_same(
-        self, body: _Body, memory: dict[str, str], group: str, old: dict[str, str]
+        self, body: Body, memory: dict[str, str], group: str, old: dict[str, str]
     ) -> None:
         """Parameters of one group that were stepped equally often have the same numbers."""
         if self.sweeps > 1 or any(n.op == "numel" for n in self.program.nodes):
@@ -363,7 +171,7 @@ class _Lowering:
             same = body.emit(f"and i1 {same}, {equal}")
         body.do(f"br i1 {same}, label %copy, label %compute", "copy:")
 
-    def _copy_row(self, body: _Body, numbers: str) -> None:
+    def _copy_row(self, body: Body, numbers: str) -> None:
         before = body.emit("sub i64 %row, 1")
         for column in self.columns.values():
             at = body.cell(self.kind, numbers, len(self.columns), before, column)
@@ -373,7 +181,7 @@ class _Lowering:
         body.do("br label %finish")
 
     def _numbers(
-        self, body: _Body, k: int, tables: dict[str, str], group: str, old: dict[str, str]
+        self, body: Body, k: int, tables: dict[str, str], group: str, old: dict[str, str]
     ) -> dict[Expr, str]:
         names = columns_of(self.program.formula)
         values: dict[Expr, str] = {}
@@ -400,7 +208,7 @@ class _Lowering:
 
     def _remember(
         self,
-        body: _Body,
+        body: Body,
         k: int,
         numbers: str,
         memory: dict[str, str],
@@ -424,7 +232,7 @@ class _Lowering:
 
     def sweep(self, k: int) -> str:
         """sweep_K: the loop over one block of elements."""
-        body = _Body(self.kind)
+        body = Body(self.kind)
         reductions = self.reductions_at(k)
         numbers = {
             node: body.item(self.kind, "%numbers", column) for node, column in self.columns.items()
@@ -453,10 +261,10 @@ class _Lowering:
             "noinline"
         )
 
-    def _element_address(self, body: _Body, name: str) -> str:
+    def _element_address(self, body: Body, name: str) -> str:
         return body.address(MEMORY[self.dtypes[name]].type, f"%{name}", "%i")
 
-    def _elements(self, body: _Body, k: int, numbers: dict[Expr, str]) -> dict[Expr, str]:
+    def _elements(self, body: Body, k: int, numbers: dict[Expr, str]) -> dict[Expr, str]:
         values: dict[Expr, str] = {}
         for node in self.wanted(k):
             if node.op == "const":
@@ -474,7 +282,7 @@ class _Lowering:
 
     def block(self, k: int) -> str:
         """block_K: find the memory of one block and sweep over it."""
-        body = _Body(self.kind)
+        body = Body(self.kind)
         rows = body.word("rows")
         addresses, blocks = body.pointer("addresses"), body.pointer("blocks")
         row, start, size = (
@@ -494,7 +302,7 @@ class _Lowering:
 
     def reduce(self, k: int) -> str:
         """reduce_K: per parameter, join what sweep K found in its blocks, in their order."""
-        body = _Body()
+        body = Body()
         rows, width = body.word("rows"), len(self.reduced)
         partials, found = body.pointer("partials"), body.pointer("reductions")
         first = body.pointer("first_block")
@@ -522,7 +330,7 @@ class _Lowering:
 
     def run(self) -> str:
         """run(context, first, last): the sweeps from `first` up to `last`, not included."""
-        body = _Body()
+        body = Body()
         for k in range(self.sweeps):
             after = body.emit(f"icmp sle i64 %first, {k}")
             before = body.emit(f"icmp sgt i64 %last, {k}")
@@ -541,21 +349,21 @@ def _share(k: int, runtime: Runtime | None) -> str:
 
     A part is a number of `bounds`; a team smaller than asked for takes several parts each.
     """
-    part = _Body()
+    part = Body()
     part.do("br label %next", "next:", "%i = phi i64 [ %from, %0 ], [ %i1, %work ]")
     part.do("%over = icmp sge i64 %i, %to", "br i1 %over, label %end, label %work", "work:")
     part.do(f"call void @block_{k}(ptr %context, i64 %i)", "%i1 = add i64 %i, 1")
     part.do("br label %next", "end:", "ret void")
     functions = [part.function(f"void @part_{k}(ptr %context, i64 %from, i64 %to)")]
 
-    share = _Body()
+    share = Body()
     threads, bounds = share.word("threads"), share.pointer("bounds")
     end = share.item("i64", bounds, threads)
     if runtime is None:
         share.do(f"call void @part_{k}(ptr %context, i64 0, i64 {end})", "ret void")
         return "\n".join([*functions, share.function(f"void @share_{k}(ptr %context)")])
 
-    team = _Body()
+    team = Body()
     bounds, wanted = team.pointer("bounds"), team.word("threads")
     number = team.emit(f"call i32 inttoptr (i64 {runtime.thread_number} to ptr)()")
     size = team.emit(f"call i32 inttoptr (i64 {runtime.team_size} to ptr)()")
