@@ -37,6 +37,8 @@ def test_signature_is_torchs(name):
     assert shown(inspect.signature(ours(name))) == shown(inspect.signature(theirs(name)))
     init, torch_init = ours(name).__init__, theirs(name).__init__
     assert shown(inspect.signature(init)) == shown(inspect.signature(torch_init))
+    assert init.__qualname__ == f"{name}.__init__"
+    assert init.__module__ == f"stepwell.optimizers.{name.lower()}"
 
 
 @each_name

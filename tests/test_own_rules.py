@@ -133,7 +133,9 @@ def test_a_subclass_adds_to_a_rule():
 
 
 class Preset(stepwell.AdamW):
-    """A subclass with a constructor of its own, as in torch."""
+    """A subclass with a constructor, and annotations, of its own, as in torch."""
+
+    rate: float
 
     def __init__(self, params, rate):
         self.rate = rate
@@ -146,6 +148,26 @@ def test_a_subclass_with_its_own_constructor():
     assert (optimizer.rate, optimizer.param_groups[0]["lr"]) == (5.0, 0.5)
     assert "Preset: lr" in str(refused(lambda: Preset(weights(), rate=-1.0)))
     train(optimizer)
+
+
+class Started(stepwell.Optimizer):
+    """A rule with a constructor of its own."""
+
+    lr: NonNegative = 1.0
+
+    def __init__(self, params):
+        super().__init__(params, lr=0.25, maximize=True)
+
+    @staticmethod
+    def update(param, grad, state, group):
+        return param - group.lr * grad
+
+
+def test_a_rule_with_its_own_constructor():
+    assert list(inspect.signature(Started).parameters) == ["params"]
+    before, after, grads = step_of(Started(weights()))
+    for old, new, grad in zip(before, after, grads, strict=True):
+        torch.testing.assert_close(new, old + 0.25 * grad)
 
 
 class Plain(stepwell.SGD):

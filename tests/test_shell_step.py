@@ -304,6 +304,14 @@ def test_the_python_profiler_finds_the_optimizer():
     assert optimizer._zero_grad_profile_name == "Optimizer.zero_grad#SGD.zero_grad"
 
 
+def test_the_code_of_the_profiler_is_called_without_hooks_too():
+    optimizer = stepwell.SGD(weights())
+    calls = []
+    optimizer._optimizer_step_code = lambda: calls.append(1)
+    optimizer.step()
+    assert calls == [1]
+
+
 def test_torch_does_not_wrap_the_step_again():
     assert stepwell.SGD.step.hooked
     optimizer = stepwell.SGD(weights())

@@ -131,7 +131,7 @@ class Launch:
             return self._load_copies(reader)
         if found == tensors.DIFFERS:
             return False
-        return self._written_addresses.tobytes() == self._written or self._is_apart()
+        return self._is_apart()
 
     def _load_copies(self, reader: tensors.Reader) -> bool:
         """Read gradients that have to be brought to the parameters' order of memory first."""
@@ -162,8 +162,10 @@ class Launch:
         return grads
 
     def _is_apart(self) -> bool:
-        """Whether what is written shares no memory; asked again when something has moved."""
+        """Whether what is written shares no memory; worked out again when something has moved."""
         starts = self._written_addresses
+        if starts.tobytes() == self._written:
+            return True
         ends = starts + self._written_sizes
         apart = not tensors.overlapping(starts.ravel(), ends.ravel()).any()
         self._written = starts.tobytes() if apart else b""
@@ -173,12 +175,11 @@ class Launch:
         """Run the sweeps that the next total needs; what each parameter adds to it."""
         if len(found) >= len(self.kernel.totals):
             return []
-        self._fill(found)
         node = self.kernel.totals[len(found)]
         if node.op == "numel":
             values = self._tables["numels"].tolist()
         else:
-            self._sweep(0, self.kernel.passes[node])
+            self._sweep_with(found, range(self.kernel.passes[node]))
             values = self._tables["reductions"][:, self.kernel.reduced[node]].tolist()
         across_groups = node.value == "all"
         keys = [None if across_groups else group for group in self.cohort.group_indices]
@@ -194,22 +195,22 @@ class Launch:
 
     def run(self, found: Sequence[Mapping[Any, float]] = ()) -> None:
         """Update the parameters and their state."""
-        first = 0
-        if found:
+        sweeps = self.kernel.sweeps
+        if not found:
+            self._sweep(0, sweeps)
+        elif sweeps == 2 and self.kernel.reduced.keys() <= set(self.kernel.totals):
+            # the sweep that the totals were taken from need not be done again
             self._fill(found)
-            # with totals alone, the sweep that collected them need not be done again
-            only_totals = all(node.value != "tensor" for node in self.kernel.reduced)
-            first = self.kernel.sweeps - 1 if only_totals and self.kernel.sweeps == 2 else 0
-        if self.kernel.sweeps > 1 and first == 0 and found:
-            self._sweep_keeping_totals(found)
+            self._sweep(1, 2)
         else:
-            self._sweep(first, self.kernel.sweeps)
+            self._sweep_with(found, range(sweeps))
         self._finish()
 
-    def _sweep_keeping_totals(self, found: Sequence[Mapping[Any, float]]) -> None:
-        for k in range(self.kernel.sweeps):
-            self._sweep(k, k + 1)
+    def _sweep_with(self, found: Sequence[Mapping[Any, float]], sweeps: range) -> None:
+        """Sweep by sweep: each fills in what one parameter adds, where the total belongs."""
+        for k in sweeps:
             self._fill(found)
+            self._sweep(k, k + 1)
 
     def _sweep(self, first: int, last: int) -> None:
         if self._most_threads > 1 or self._threads == 0:

@@ -142,7 +142,8 @@ class _Row:
     def _store_state(self, name: str, value: Any) -> None:
         old = self.state.get(name)
         if self.slots[name].scalar:
-            self.state[name].fill_(value)
+            # fill_() raises where a number is too large for the dtype, instead of giving infinity
+            self.state[name].copy_(torch.as_tensor(value, dtype=torch.float64))
         elif isinstance(old, Tensor) and not self.differentiable:
             self.write(old, value)
         else:

@@ -45,10 +45,15 @@ LISTED = {
 }
 COMMUTATIVE = frozenset({"add", "mul", "maximum", "minimum"})
 
+
+def _power(base: Any, exponent: Any) -> Any:
+    return base**exponent if isinstance(exponent, Tensor) else FOLD["pow"](base, exponent)
+
+
 # What a formula does with numbers, and with tensors where torch has no call for a list of them.
 SINGLE: dict[str, Callable[..., Any]] = {
     **FOLD,
-    "sub": operator.sub,
+    "pow": _power,
     "lt": operator.lt,
     "le": operator.le,
     "gt": operator.gt,
@@ -129,7 +134,7 @@ class Launch:
             if name in program.outputs:
                 new = numbers[program.outputs[name]]
                 for state, value in zip(cohort.states, new, strict=True):
-                    state[name].fill_(value)
+                    state[name].copy_(torch.tensor(value, dtype=torch.float64))
 
     def _slots(self) -> dict[str, List]:
         cohort, absent = self.cohort, self.cohort.facts.absent

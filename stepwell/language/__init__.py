@@ -34,6 +34,7 @@ from .program import Formula as Formula
 from .program import Program as Program
 from .program import program_for as program_for
 from .program import trace as trace
+from .transforms import L2 as L2
 from .transforms import Average as Average
 from .transforms import ClipNorm as ClipNorm
 from .transforms import ClipValue as ClipValue

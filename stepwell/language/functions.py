@@ -134,8 +134,9 @@ def lerp(start: Any, end: Any, weight: Any) -> Any:
 
 def where(condition: Any, a: Any, b: Any) -> Any:
     """a where the condition holds, b elsewhere; the other value is not looked at."""
-    if isinstance(condition, bool):
-        return a if condition else b
+    if isinstance(condition, int):
+        # ~True is -2 to Python: the truth is in the lowest bit
+        return a if condition & 1 else b
     graph = _graph(condition, a, b)
     if graph is not None:
         return graph.apply("where", condition, a, b)

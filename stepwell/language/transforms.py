@@ -15,6 +15,7 @@ from .functions import clamp, lerp, minimum, norm
 from .program import Formula
 
 __all__ = [
+    "L2",
     "Average",
     "ClipNorm",
     "ClipValue",

@@ -153,7 +153,7 @@ class Body:
 
     def operation(self, op: str, *args: str) -> str:
         """Add an operation of a formula."""
-        table = OPS if op != "fma" or self.kind == "double" or _has_fma() else WITHOUT_FMA
+        table = OPS if op != "fma" or _has_fma() else WITHOUT_FMA
         return self.emit_all(table[op], *args)
 
     def address(self, kind: str, base: str, index: str | int) -> str:
