@@ -25,18 +25,22 @@ optimizer.step()
 print(time.perf_counter() - start)
 """
 
-# The high-water mark of the process before and after steps, once everything is warm.
+# The high-water mark of the process before and after steps. Kernels and state are there already.
 MEMORY = """
 import resource, torch, stepwell
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-def optimizer(size):
-    param = torch.nn.Parameter(torch.randn(size))
-    param.grad = torch.randn(size)
-    return stepwell.AdamW([param])
-optimizer(1000).step()
-large = optimizer(50_000_000)
-large.step()
+def optimizer(size, pieces):
+    params = [torch.nn.Parameter(torch.randn(size)) for _ in range(pieces)]
+    for param in params:
+        param.grad = torch.randn(size)
+    return stepwell.AdamW(params, {flags})
+small = optimizer(1000, 1)
+small.step()
+large = optimizer({size}, {pieces})
+for param in large.param_groups[0]["params"]:
+    entries = {{name: torch.ones_like(param) for name in ("exp_avg", "exp_avg_sq")}}
+    large.state[param] = {{"step": torch.tensor(1.0), **entries}}
 before = peak()
 for _ in range(3):
     large.step()
@@ -69,5 +73,19 @@ COSTS = [
     Cost("import stepwell, after torch", "s", 0.15, IMPORT),
     Cost("first step of AdamW", "s", 0.15, FIRST_STEP.format(rule="AdamW", settings="")),
     Cost("first step of SGD", "s", 0.15, FIRST_STEP.format(rule="SGD", settings="momentum=0.9")),
-    Cost("extra memory of a step, 50 M", "MiB", 1.0, MEMORY, runs=1),
+    Cost(
+        "extra memory of a step, 50 M",
+        "MiB",
+        1.0,
+        MEMORY.format(flags="", size=50_000_000, pieces=1),
+        runs=3,
+    ),
+    # one temporary of the parameters' size, for the denominator
+    Cost(
+        "extra memory of a foreach step, 20 x 1 M",
+        "MiB",
+        80.0,
+        MEMORY.format(flags="foreach=True", size=1_000_000, pieces=20),
+        runs=3,
+    ),
 ]

@@ -85,7 +85,8 @@ class Error:
     largest: float
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f} / {self.largest:.2f}"
+        # torch 2.13's fused SGD in half precision, and its Adam whose eps float16 cannot hold
+        return "wrong" if self.mean > 100 else f"{self.mean:.3f} / {self.largest:.2f}"
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,8 @@ def _difference(
     info = torch.finfo(dtype)
     parts = []
     for name in found.keys() - {"step"}:
-        size = np.maximum(np.abs(truth[name]), np.abs(truth[name]).mean())
+        size = np.abs(truth[name]).astype(np.float64)
+        size = np.maximum(size, size.mean())
         ulp = info.eps * np.exp2(np.floor(np.log2(np.maximum(size, info.smallest_normal))))
         with np.errstate(invalid="ignore"):
             parts.append(np.abs(found[name] - truth[name]) / ulp)

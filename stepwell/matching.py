@@ -77,11 +77,11 @@ def match(owner: str, groups: Sequence[Group], saved: Sequence[Group], strict: b
     """Match by name where both sides know all names, else by order.
 
     By name, a parameter may have moved to another place or another group; the groups are matched
-    by the names they share, each with one saved group. By order, as torch does it, the groups
-    must have equal sizes.
+    by the names they share, each with one saved group. By order, as torch does it, the first goes
+    to the first of the same group, and so on.
 
     Raises:
-        ValueError: the groups do not correspond, and `strict` asks that they do
+        ValueError: the groups differ in number, and `strict` asks that they do not
     """
     if strict and len(groups) != len(saved):
         raise ValueError(
@@ -92,8 +92,6 @@ def match(owner: str, groups: Sequence[Group], saved: Sequence[Group], strict: b
     ours, theirs = _by_name(groups), _by_name(saved)
     if ours is not None and theirs is not None:
         return _match_names((len(groups), len(saved)), ours, theirs)
-    if strict:
-        _check_sizes(owner, groups, saved)
     return _match_order(groups, saved)
 
 
@@ -162,17 +160,6 @@ def _pair_groups(
         rest = [i for i in range(count) if i not in pairs]
         pairs |= dict(zip(rest, (i for i in range(count) if i not in taken), strict=True))
     return [pairs.get(index) for index in range(count)]
-
-
-def _check_sizes(owner: str, groups: Sequence[Group], saved: Sequence[Group]) -> None:
-    for index, (group, other) in enumerate(zip(groups, saved, strict=True)):
-        if len(group["params"]) != len(other["params"]):
-            raise ValueError(
-                "loaded state dict contains a parameter group that doesn't match the size of "
-                f"optimizer's group ({owner}, group {index}: {len(other['params'])} parameters in "
-                f"the state dict, {len(group['params'])} in the optimizer; with names on both "
-                "sides, from model.named_parameters(), it would say which)"
-            )
 
 
 def _match_order(groups: Sequence[Group], saved: Sequence[Group]) -> Match:

@@ -135,7 +135,6 @@ class Optimizer(Hooks, Flags, TorchOptimizer):
         group = add_group(param_group, self.defaults, self.declaration, self.param_groups)
         self.param_groups.append(group)
         param_group.update(group)
-        self._held = None
 
     # The step
 
@@ -174,7 +173,6 @@ class Optimizer(Hooks, Flags, TorchOptimizer):
     def _plan_anew(self, scale: float | None) -> tuple[Plan, Any, Any]:
         if self.formula is None:
             raise NotImplementedError(f"{type(self).__name__} has neither an update nor a step")
-        self._held = None
         plan = Plan(
             self.formula, self.param_groups, self.state, grad_scale=scale, densify=self.densify
         )

@@ -45,8 +45,7 @@ def pack(groups: Sequence[Group], state: Mapping[Any, Any]) -> dict[str, Any]:
             # a parameter keeps the number that it got first
             ids.setdefault(key, i)
         first += len(group["params"])
-        items = {key: value for key, value in group.items() if key != "params"}
-        packed.append({**items, "params": [ids[id(param)] for param in group["params"]]})
+        packed.append({**group, "params": [ids[id(param)] for param in group["params"]]})
     numbered: dict[Any, Any] = {}
     for key, value in state.items():
         if not isinstance(key, Tensor):

@@ -35,10 +35,13 @@ def spacing(size: Tensor, dtype: torch.dtype) -> Tensor:
 
 def typical(tensors: Iterable[Tensor]) -> float:
     """The mean size of the finite numbers of these tensors."""
-    sizes = [real(tensor).double().abs().reshape(-1) for tensor in tensors]
-    found = torch.cat(sizes) if sizes else torch.zeros(0)
-    found = found[found.isfinite()]
-    return float(found.mean()) if found.numel() else 0.0
+    total, count = 0.0, 0
+    for tensor in tensors:
+        sizes = real(tensor).double().abs()
+        finite = sizes.isfinite()
+        total += float(torch.where(finite, sizes, 0.0).sum())
+        count += int(finite.sum())
+    return total / max(count, 1)
 
 
 def ulps(actual: Tensor, expected: Tensor, size: float | None = None) -> Tensor:

@@ -63,6 +63,7 @@ def test_defaults_groups_and_repr_are_torchs(twin):
     grouped = [{"params": weights()}, {"params": weights(), "name": "x"}]
     assert repr(twin.ours(copy.deepcopy(grouped))) == repr(twin.theirs(grouped))
     assert a.state == b.state == {}
+    assert a._warned_capturable_if_run_uncaptured is b._warned_capturable_if_run_uncaptured
 
 
 def test_arguments_by_position():

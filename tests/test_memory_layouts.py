@@ -378,6 +378,20 @@ def test_rates_change(pair: tuple[Any, Any]) -> None:
     _interfere(pair, change)
 
 
+@pytest.mark.parametrize("request_", REQUESTS)
+def test_a_rate_in_a_tensor_changes_in_place(request_: str) -> None:
+    params, twins = (parameters(((4, 6), (7,)), torch.float32) for _ in range(2))
+    options = {} if request_ == "cpu" else REQUESTS[request_]
+    rates = [torch.tensor(0.1), torch.tensor(0.1)]
+    ours = stepwell.SGD(params, lr=rates[0], momentum=0.9, **options)
+    theirs = torch.optim.SGD(twins, lr=rates[1], momentum=0.9)
+    for step in range(4):
+        for rate in rates:
+            rate.mul_(0.5)
+        _steps(ours, theirs, range(step, step + 1))
+        assert_training_within(ours, theirs, ULPS, f"step {step}")
+
+
 def test_weight_decay_is_switched_off(pair: tuple[Any, Any]) -> None:
     _interfere(pair, lambda optimizer: optimizer.param_groups[0].update(weight_decay=0))
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import stepwell
+from stepwell.language import NonNegative, amax, maximum, zeros
 from stepwell.optimizer import LoadReport
 
 from .shell_cases import (
@@ -219,6 +220,19 @@ def test_loaded_state_lies_as_its_parameter():
     optimizer = stepwell.AdamW([param])
     optimizer.load_state_dict(donor.state_dict())
     assert optimizer.state[param]["exp_avg"].stride() == param.stride()
+    assert not optimizer.state[param]["exp_avg"].requires_grad
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+def test_loaded_state_goes_where_its_parameter_is(capturable):
+    donor = stepwell.AdamW(weights())
+    train(donor)
+    optimizer = stepwell.AdamW([p.detach().to("meta") for p in weights()], capturable=capturable)
+    optimizer.load_state_dict(donor.state_dict())
+    for state in values(optimizer)[1]:
+        assert state["exp_avg"].device.type == "meta"
+        # as torch: the host counts steps, unless a graph has to
+        assert state["step"].device.type == ("meta" if capturable else "cpu")
 
 
 # Hyperparameters
@@ -306,6 +320,24 @@ def test_a_parameter_may_move_to_another_group():
     assert [g["lr"] for g in optimizer.param_groups] == [0.1, 0.2]
 
 
+def test_a_saved_group_goes_to_one_group():
+    donor = two_groups("a b c d", "e")
+    optimizer = two_groups("a b", "c d e")
+    assert optimizer.load_state_dict(donor.state_dict()) == WHOLE
+    assert [g["lr"] for g in optimizer.param_groups] == [0.1, 0.2]
+
+
+def test_a_group_without_names_to_share_is_matched_by_order():
+    def make():
+        empty = {"params": [], "param_names": []}
+        return stepwell.AdamW([{"params": named_weights("a"), "lr": 0.1}, empty])
+
+    donor, optimizer = make(), make()
+    donor.param_groups[1]["lr"] = 0.75
+    optimizer.load_state_dict(donor.state_dict())
+    assert [g["lr"] for g in optimizer.param_groups] == [0.1, 0.75]
+
+
 def test_groups_that_changed_places_keep_their_rates():
     donor = two_groups("a b c", "d e")
     optimizer = two_groups("d e", "a b c")
@@ -345,6 +377,10 @@ def test_a_long_report_is_cut():
     said = str(refused(lambda: optimizer.load_state_dict(donor.state_dict())))
     assert said.count("\n  missing: ") == 11
     assert "  missing: ... and 20 more" in said
+    few = stepwell.SGD([(f"b{i}", p) for i, p in enumerate(weights([(1,)] * 10))])
+    said = str(refused(lambda: few.load_state_dict(donor.state_dict())))
+    assert said.count("\n  missing: ") == 10
+    assert said.count("\n  unexpected: ") == 11
 
 
 def test_what_fits_is_loaded_when_not_strict():
@@ -449,6 +485,18 @@ def test_shapes_that_torch_lets_through():
     assert_same(snapshot(optimizer), before)
 
 
+def test_parameters_without_names_are_counted_over_groups():
+    def make(last):
+        return stepwell.AdamW(
+            [{"params": weights([(1,), (2,)])}, {"params": weights([(1,), last])}]
+        )
+
+    donor, optimizer = make((3,)), make((4,))
+    train(donor)
+    said = str(refused(lambda: optimizer.load_state_dict(donor.state_dict())))
+    assert "parameter 3 (group 1): exp_avg must have shape (4,), got (3,)" in said
+
+
 def broken(change):
     donor = stepwell.AdamW(weights())
     train(donor)
@@ -520,7 +568,7 @@ FORMS = {
     "groups that are none": ({"state": {}, "param_groups": 3}, ValueError),
     "a group that is none": ({"state": {}, "param_groups": [3]}, ValueError),
     "a group without params": ({"state": {}, "param_groups": [{"lr": 0.1}]}, ValueError),
-    "params that are no ids": ({"state": {}, "param_groups": [{"params": [{}]}]}, ValueError),
+    "params that are no ids": ({"state": {}, "param_groups": [{"params": [{}, 1, 2]}]}, ValueError),
     "state that is none": ({"state": [], "param_groups": [{"params": [0, 1, 2]}]}, ValueError),
 }
 
@@ -676,6 +724,32 @@ def test_a_rule_of_the_users_own():
     assert set(values(optimizer)[1][0]) == {"exp_avg"}
 
 
+class Columns(stepwell.Optimizer):
+    """A rule whose state is smaller than the parameter."""
+
+    lr: NonNegative = 0.1
+
+    largest = zeros(over=0)
+
+    @staticmethod
+    def update(param, grad, state, group):
+        state.largest = maximum(state.largest, amax(abs(grad), dim=0))
+        return param - group.lr * grad / (state.largest + 1e-8)
+
+
+def test_state_smaller_than_its_parameter():
+    donor, optimizer = (Columns(weights([(3, 4), (2, 2)])) for _ in range(2))
+    train(donor)
+    assert values(donor)[1][0]["largest"].shape == (1, 4)
+    optimizer.load_state_dict(donor.state_dict())
+    assert_same(values(optimizer)[1], values(donor)[1])
+    loaded, original = (values(o)[1][0]["largest"] for o in (optimizer, donor))
+    assert loaded.data_ptr() != original.data_ptr()
+    narrow = Columns(weights([(3, 5), (2, 2)]))
+    said = str(refused(lambda: narrow.load_state_dict(donor.state_dict())))
+    assert "largest must have shape (1, 5), got (1, 4)" in said
+
+
 # Subclasses
 
 
@@ -694,6 +768,7 @@ class OldSchool(stepwell.Optimizer):
                     "best": {"value": torch.ones(2, dtype=torch.float64)},
                     "name": "x",
                     "none": None,
+                    "count": torch.tensor([3]),
                 }
 
 
@@ -703,9 +778,10 @@ def test_state_that_nobody_declared():
     assert optimizer.load_state_dict(donor.state_dict()) == WHOLE
     assert_same(values(optimizer)[1], values(donor)[1])
     history = values(optimizer)[1][0]["history"][0]
-    assert history is not values(donor)[1][0]["history"][0]
+    assert history.data_ptr() != values(donor)[1][0]["history"][0].data_ptr()
     optimizer.load_state_dict(donor.state_dict(), dtype="param")
     assert values(optimizer)[1][0]["best"]["value"].dtype == torch.float32
+    assert values(optimizer)[1][0]["count"].dtype == torch.int64
 
 
 class Stubborn(stepwell.SGD):

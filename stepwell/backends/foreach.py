@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ..cohort import Cohort, Facts, columns_of, facts_hold
 from ..language import Program, functions
-from ..language.expr import FOLD, Expr, Kind
+from ..language.expr import FOLD, Expr, Graph, Kind
+from ..language.program import rewritten
 
 NAME = "foreach"
 
@@ -42,6 +43,13 @@ LISTED = {
     "log": "_foreach_log",
     "sign": "_foreach_sign",
     "lerp": "_foreach_lerp",
+}
+# a + s b, a + s b c and a + s b / c in one call, without a temporary for the second term; `s` is
+# last among the arguments.
+COMBINED = {
+    "scaled_add": "_foreach_add",
+    "addcmul": "_foreach_addcmul",
+    "addcdiv": "_foreach_addcdiv",
 }
 COMMUTATIVE = frozenset({"add", "mul", "maximum", "minimum"})
 
@@ -98,7 +106,8 @@ class Launch:
     def __init__(self, cohort: Cohort) -> None:
         self.cohort = cohort
         self._grads: List = []
-        self._plan = _Liveness(cohort.program)
+        self._program = rewritten(cohort.program, _combine)
+        self._plan = _Liveness(self._program)
         self._columns = {name: i for i, name in enumerate(columns_of(cohort.program.formula))}
 
     def load(self, grad_scale: float | None) -> bool:
@@ -113,7 +122,7 @@ class Launch:
     @torch.no_grad()
     def run(self, found: Sequence[Mapping[Any, float]] = ()) -> None:
         """Go through the program once, for all tensors at a time."""
-        cohort, program = self.cohort, self.cohort.program
+        cohort, program = self.cohort, self._program
         slots = self._slots()
         numbers = self._numbers()
         values: dict[Expr, List] = {}
@@ -163,7 +172,7 @@ class Launch:
             key = (group, *(numbers[row] for numbers in state.values()))
             order.append(known.setdefault(key, row))
         rows = sorted(set(order))
-        for node in cohort.program.nodes:
+        for node in self._program.nodes:
             if node.kind is Kind.ELEMENT:
                 continue
             some = {row: self._number(node, row, values, state) for row in rows}
@@ -194,7 +203,7 @@ class Launch:
         cohort = self.cohort
         outputs = {
             name: node
-            for name, node in cohort.program.outputs.items()
+            for name, node in self._program.outputs.items()
             if name not in cohort.program.scalar_slots
         }
         new: dict[str, Any] = {}
@@ -246,7 +255,9 @@ class _Liveness:
         candidates = range(2) if node.op in COMMUTATIVE and len(node.args) == 2 else range(1)
         for index in candidates:
             arg = node.args[index]
-            if arg.kind is not Kind.ELEMENT or arg not in self.spent[node] or node.op not in LISTED:
+            if arg.kind is not Kind.ELEMENT or arg not in self.spent[node]:
+                continue
+            if node.op not in LISTED and node.op not in COMBINED:
                 continue
             home = homes[arg]
             if home is None or (home != "grad" and node in self._leads_to.get(home, ())):
@@ -267,8 +278,59 @@ def _argument(node: Expr, values: dict[Expr, List], numbers: dict[Expr, Numbers]
     return values[node] if node.kind is Kind.ELEMENT else numbers[node]
 
 
+def _combine(graph: Graph, node: Expr, args: tuple[Expr, ...], single: list[bool]) -> Expr:
+    """One call for a sum whose second term is a product or a quotient that nothing else needs."""
+    same = graph.add(node.op, args, node.value, node.kind)
+    if node.op not in ("add", "sub") or node.kind is not Kind.ELEMENT:
+        return same
+    for start, term in ((0, 1), (1, 0)):
+        if start and node.op == "sub":
+            break
+        factors = _factors(args[term]) if single[term] else None
+        if factors is not None and args[start].kind is Kind.ELEMENT:
+            op, number, elements = factors
+            number = graph.constant(1.0) if number is None else number
+            number = -number if node.op == "sub" else number
+            return graph.apply(op, args[start], *elements, number)
+    return same
+
+
+def _factors(term: Expr) -> tuple[str, Expr | None, tuple[Expr, ...]] | None:
+    """s b, (s b) c or (s b) / c: the operation that adds it, s, and the elements."""
+    if term.kind is not Kind.ELEMENT or term.op not in ("mul", "div"):
+        return None
+    left, right = term.args
+    if term.op == "mul" and left.kind is not Kind.ELEMENT:
+        return "scaled_add", left, (right,)
+    if term.op == "mul" and right.kind is not Kind.ELEMENT:
+        return "scaled_add", right, (left,)
+    if left.kind is not Kind.ELEMENT or right.kind is not Kind.ELEMENT:
+        return None
+    op = "addcmul" if term.op == "mul" else "addcdiv"
+    if left.op == "mul" and left.args[0].kind is not Kind.ELEMENT:
+        return op, left.args[0], (left.args[1], right)
+    return op, None, (left, right)
+
+
+def _apply_combined(node: Expr, args: list[Any], place: int | None) -> List:
+    start, *elements, number = args
+    number = _one_if_same(number)
+    name = COMBINED[node.op]
+    if node.op == "scaled_add" and isinstance(number, list):
+        # torch takes one alpha for the whole list
+        elements, number = [torch._foreach_mul(elements[0], number)], 1.0
+    function = getattr(torch, name + ("" if place is None else "_"))
+    if node.op == "scaled_add":
+        result = function(start, elements[0], alpha=number)
+    else:
+        result = function(start, *elements, number)
+    return start if place is not None else list(result)
+
+
 def _apply(node: Expr, args: list[Any], place: int | None) -> List:
     """The operation on lists; with a place, in the memory of that argument."""
+    if node.op in COMBINED:
+        return _apply_combined(node, args, place)
     if place == 1 or (node.op in COMMUTATIVE and _is_numbers(args[0])):
         args = args[::-1]
     first, rest = args[0], [_one_if_same(arg) for arg in args[1:]]

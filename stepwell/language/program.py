@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -165,6 +166,25 @@ def _result(graph: Graph, value: object) -> Expr:
     if not isinstance(lifted, Expr) or lifted.is_boolean:
         raise TypeError(f"{graph.owner}.update must return the new parameter, got {value!r}")
     return lifted
+
+
+Rewrite = Callable[[Graph, Expr, tuple[Expr, ...], list[bool]], Expr]
+"""(graph, old node, its new arguments, whether it is their only use) -> new node"""
+
+
+def rewritten(program: Program, rule: Rewrite) -> Program:
+    """The program with each node replaced by what the rule makes of it, in a graph of its own."""
+    graph = Graph(program.name)
+    uses = Counter(arg.index for node in program.nodes for arg in node.args)
+    uses.update(node.index for node in program.outputs.values())
+    new: dict[int, Expr] = {}
+    for node in program.nodes:
+        args = tuple(new[arg.index] for arg in node.args)
+        new[node.index] = rule(graph, node, args, [uses[arg.index] == 1 for arg in node.args])
+    outputs = {name: new[node.index] for name, node in program.outputs.items()}
+    totals = tuple(new[node.index] for node in program.totals)
+    nodes = graph.live([*outputs.values(), *totals])
+    return Program(program.formula, nodes, outputs, program.slots, totals)
 
 
 class GroupSymbols:

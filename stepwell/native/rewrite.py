@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from functools import partial
 
 from ..language.expr import Expr, Graph, Kind
-from ..language.program import Program
+from ..language.program import Program, rewritten
 
 __all__ = ["rewrite"]
 
@@ -17,22 +17,11 @@ def rewrite(program: Program, *, keep_divisions: bool) -> Program:
     float64: in float32 that rounds as often as the division, since the number itself is rounded
     too. `keep_divisions` is for float64, where it is not.
     """
-    graph = Graph(program.name)
-    uses = Counter(arg.index for node in program.nodes for arg in node.args)
-    uses.update(node.index for node in program.outputs.values())
-    new: dict[int, Expr] = {}
-    for node in program.nodes:
-        args = tuple(new[arg.index] for arg in node.args)
-        single = [uses[arg.index] == 1 for arg in node.args]
-        new[node.index] = _lowered(graph, node, args, single, keep_divisions)
-    outputs = {name: new[node.index] for name, node in program.outputs.items()}
-    totals = tuple(new[node.index] for node in program.totals)
-    nodes = graph.live([*outputs.values(), *totals])
-    return Program(program.formula, nodes, outputs, program.slots, totals)
+    return rewritten(program, partial(_lowered, keep_divisions))
 
 
 def _lowered(
-    graph: Graph, node: Expr, args: tuple[Expr, ...], single: list[bool], keep_divisions: bool
+    keep_divisions: bool, graph: Graph, node: Expr, args: tuple[Expr, ...], single: list[bool]
 ) -> Expr:
     if node.kind is not Kind.ELEMENT:
         if node.op == "lerp":
