@@ -42,8 +42,9 @@ WITH_PATH = (torch.float32, torch.float64)
 
 RULES: dict[str, dict[str, Any]] = {
     "SGD": {"lr": 0.01, "momentum": 0.9, "weight_decay": 1e-3},
-    "Adam": {"lr": 1e-3},
-    "AdamW": {"lr": 1e-3, "amsgrad": True},
+    # a rate so large that what is wrong with an update shows in the parameter
+    "Adam": {"lr": 0.1},
+    "AdamW": {"lr": 0.1, "amsgrad": True},
 }
 
 FUSED = "cpu"
@@ -74,7 +75,7 @@ EXACT: dict[str, Callable[..., Exact]] = {
 
 # Where both round equally often, which one is ahead differs from seed to seed, by less than this;
 # the largest error is that of one number among many, so that chance has a larger part in it.
-CHANCE = {"mean": 1.01, "largest": 1.2}
+CHANCE = {"mean": 1.02, "largest": 1.2}
 
 
 @dataclass(frozen=True)

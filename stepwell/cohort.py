@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import Any
 
@@ -15,31 +15,42 @@ from torch import Tensor
 from .language import Formula, Program
 from .language.fields import Slot
 
-__all__ = ["Cohort", "Facts", "Hyperparameters", "facts_hold", "facts_of"]
+__all__ = [
+    "Cohort",
+    "Facts",
+    "Hyperparameters",
+    "columns_of",
+    "facts_hold",
+    "facts_of",
+    "has_gaps_or_overlaps",
+    "is_unfit",
+    "state_shape",
+]
 
 PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
 """The types whose memory is what it seems to be; a subclass may mean something else."""
 
 
-def _is_dense(tensor: Tensor) -> bool:
-    """Whether the elements fill one stretch of memory, each once, in any order of dimensions."""
+def has_gaps_or_overlaps(tensor: Tensor) -> bool:
+    """Whether the elements do not fill one stretch of memory, each once, in some order."""
     if tensor.is_contiguous():
-        return True
+        return False
     expected = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size != 1:
             if stride != expected:
-                return False
+                return True
             expected *= size
-    return True
+    return False
 
 
 @dataclass(frozen=True)
 class Facts:
     """What a back-end must know before it accepts parameters; equal facts share a launch.
 
-    `layout` is "dense", "strided" (gaps, or elements that share memory), "sparse" (the gradient)
-    or "subclass".
+    `layout` is "dense", "strided" (gaps, or elements that share memory), "sparse" (the gradient),
+    "subclass" (of Tensor, among parameter, gradient and state) or "lazy" (a conjugate or negative
+    that memory does not show).
     `request` is what `foreach`, `fused` and `differentiable` ask for: the name of a back-end, or
     None for the fastest.
     """
@@ -101,8 +112,11 @@ class Hyperparameters:
         for f in self.formula.fields.values():
             if f.kind in ("number", "tuple"):
                 value = group[f.name]
+                if any(isinstance(v, Tensor) for v in (value if f.items else (value,))):
+                    # it may have been changed in place, where nothing could look at it
+                    has_tensor = True
+                    f.check(value, self.formula.name, f"group {index}")
                 for v in value if f.items else (value,):
-                    has_tensor |= isinstance(v, Tensor)
                     # item() because float() warns of a number that autograd follows
                     number = v.item() if isinstance(v, Tensor) else v
                     row.append(float("nan") if v is None else float(number))
@@ -143,6 +157,20 @@ class Cohort:
             return [g.to_dense() if g is not None and g.is_sparse else g for g in grads]
         return grads
 
+    def present(self) -> tuple[Cohort, list[Tensor]]:
+        """The part of the cohort that has gradients in this step, and these."""
+        grads = self.gradients()
+        rows = [row for row, grad in enumerate(grads) if grad is not None]
+        if len(rows) == len(grads):
+            return self, grads
+        part = replace(
+            self,
+            params=[self.params[row] for row in rows],
+            states=[self.states[row] for row in rows],
+            group_indices=[self.group_indices[row] for row in rows],
+        )
+        return part, [grads[row] for row in rows]
+
     def state_tensors(self, name: str) -> list[Any]:
         """One entry of the state of each parameter; KeyError if one is missing."""
         return [state[name] for state in self.states]
@@ -164,23 +192,26 @@ def facts_of(
         param_dtype=param.dtype,
         grad_dtype=grad.dtype,
         state_dtypes=tuple(state[n].dtype for n in program.slots if state.get(n) is not None),
-        layout=_layout(param, grad),
+        layout=_layout(param, grad, [state.get(name) for name in program.element_slots]),
         request=_request(group),
-        differentiable=bool(group["differentiable"]),
+        differentiable=bool(group.get("differentiable")),
     )
 
 
-def _layout(param: Tensor, grad: Tensor) -> str:
+def _layout(param: Tensor, grad: Tensor, entries: Sequence[Tensor | None]) -> str:
+    kept = [param, *(entry for entry in entries if entry is not None)]
     if grad.layout is not torch.strided:
         return "sparse"
-    if type(param) not in PLAIN_TYPES or type(grad) not in PLAIN_TYPES:
+    if any(type(tensor) not in PLAIN_TYPES for tensor in (grad, *kept)):
         return "subclass"
-    return "dense" if _is_dense(param) else "strided"
+    if any(tensor.is_conj() or tensor.is_neg() for tensor in kept):
+        return "lazy"
+    return "strided" if has_gaps_or_overlaps(param) else "dense"
 
 
 def _request(group: Mapping[str, Any]) -> str | None:
     foreach, fused = group.get("foreach"), group.get("fused")
-    if group["differentiable"]:
+    if group.get("differentiable"):
         return "eager"
     if fused or foreach:
         return "foreach" if foreach else None
@@ -188,12 +219,12 @@ def _request(group: Mapping[str, Any]) -> str | None:
     return "eager" if fused is False or foreach is False else None
 
 
-def facts_hold(cohort: Cohort, grads: Sequence[Tensor | None]) -> bool:
+def facts_hold(cohort: Cohort, grads: Sequence[Tensor]) -> bool:
     """Whether every parameter of the cohort still is what it was when the cohort was formed."""
     facts, slots = cohort.facts, cohort.program.slots
     for row, (param, state) in enumerate(zip(cohort.params, cohort.states, strict=True)):
         grad = grads[row]
-        if grad is None or grad.shape != param.shape:
+        if grad.shape != param.shape:
             return False
         found = facts_of(cohort.program, facts.static, (param, grad), state, cohort.group(row))
         if found != facts or any(is_unfit(slot, param, state.get(n)) for n, slot in slots.items()):

@@ -169,9 +169,14 @@ def _match_order(groups: Sequence[Group], saved: Sequence[Group]) -> Match:
     first = 0
     for index, group in enumerate(groups):
         ids = saved[index]["params"] if index < len(saved) else []
-        names = group.get("param_names")
+        names = group.get("param_names") or ()
         for i, param in enumerate(group["params"]):
-            label = names[i] if names else f"parameter {first + i} (group {index})"
+            # a user may have replaced the parameters, and not their names
+            label = (
+                names[i]
+                if len(names) == len(group["params"])
+                else f"parameter {first + i} (group {index})"
+            )
             if i < len(ids):
                 params.setdefault(ids[i], Place(param, index, label))
             else:

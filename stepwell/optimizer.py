@@ -174,9 +174,18 @@ class Optimizer(Hooks, Flags, TorchOptimizer):
         if self.formula is None:
             raise NotImplementedError(f"{type(self).__name__} has neither an update nor a step")
         plan = Plan(
-            self.formula, self.param_groups, self.state, grad_scale=scale, densify=self.densify
+            self.formula,
+            self.param_groups,
+            self.state,
+            grad_scale=scale,
+            densify=self.densify,
+            before=None if self._held is None else self._held[0],
         )
-        plan.load(scale)
+        if not plan.load(scale):
+            raise RuntimeError(
+                f"{type(self).__name__}: gradients, state or groups changed while a step was "
+                "being prepared"
+            )
         held = (plan, self.param_groups, self.state)
         self._held = held
         return held
@@ -367,6 +376,8 @@ def compose(rule: type[Optimizer], *transforms: type[Transform]) -> type[Optimiz
     Raises:
         TypeError: two of them declare the same hyperparameter or state
     """
+    if not transforms:
+        return rule
     base, before = vars(rule).get("_composed", (rule, ()))
     applied = (*transforms, *before)
     made: dict[Any, type[Optimizer]] = vars(base).get("_compositions", {})

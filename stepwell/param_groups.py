@@ -41,7 +41,13 @@ class Group(dict[str, Any]):
         self._index = index
 
     def __setitem__(self, key: str, value: Any) -> None:
-        super().__setitem__(key, self._declaration.checked(key, value, self._index))
+        super().__setitem__(key, self._checked(key, value))
+
+    def _checked(self, key: str, value: Any) -> Any:
+        if key == "params":
+            place = f"{self._declaration.owner}, group {self._index}"
+            return _params_of({"params": value}, place)["params"]
+        return self._declaration.checked(key, value, self._index)
 
     def setdefault(self, key: str, default: Any = None) -> Any:
         """The value under the key, which becomes `default` if there is none."""
@@ -52,7 +58,7 @@ class Group(dict[str, Any]):
     def update(self, *args: Any, **kwargs: Any) -> None:
         """Write several keys, or, if one of them is refused, none."""
         new = dict(*args, **kwargs)
-        super().update({k: self._declaration.checked(k, v, self._index) for k, v in new.items()})
+        super().update({key: self._checked(key, value) for key, value in new.items()})
 
     def __ior__(self, other: Any) -> Group:  # type: ignore[override, misc]
         self.update(other)

@@ -95,6 +95,7 @@ class Plan:
         *,
         grad_scale: float | None,
         densify: bool = False,
+        before: Plan | None = None,
     ) -> None:
         self._formula = formula
         self._groups = groups
@@ -106,12 +107,16 @@ class Plan:
         self._hyperparameters = Hyperparameters(formula, groups)
         self._hyperparameters.refresh(grad_scale)
         static = [formula.static({**group, "grad_scale": grad_scale}) for group in groups]
+        # parameters that were stepped before keep their place while they have no gradient, so that
+        # gradients may come and go
+        self._known = {} if before is None else before.grad_dtypes()
         rows = self._check()
         # what is made in inference mode could not be written to outside of it
         with torch.inference_mode(False):
             cohorts = self._form_cohorts(rows, static)
             self._launches: list[Launch] = [choose(cohort).launch(cohort) for cohort in cohorts]
-        self._without_grad = [param for param in self._params if param.grad is None]
+        placed = {id(row.param) for row in rows}
+        self._without_grad = [param for param in self._params if id(param) not in placed]
         # whose state is whose
         self._keys, self._held = list(state), list(state.values())
         self._totals = max((len(cohort.program.totals) for cohort in cohorts), default=0)
@@ -119,32 +124,43 @@ class Plan:
             log.debug("%s: %s", formula.name, line)
 
     def _check(self) -> list[_Row]:
-        """The parameters with a gradient, or a refusal; nothing is changed."""
+        """The parameters that this plan updates, or a refusal; nothing is changed."""
         rows = []
         programs: dict[Any, Program] = {}
         for index, group in enumerate(self._groups):
             whole = programs.setdefault(index, self._program(group, frozenset()))
             for number, param in enumerate(group["params"]):
-                if param.grad is not None:
-                    have = self._state.get(param, {})
-                    absent = frozenset(
-                        n
-                        for n, s in whole.slots.items()
-                        if s.initial is None and have.get(n) is None
-                    )
-                    if (index, absent) not in programs:
-                        programs[index, absent] = self._program(group, absent)
-                    row = _Row(index, number, param, programs[index, absent])
-                    self._check_row(row, group, have)
-                    rows.append(row)
+                have = self._state.get(param, {})
+                if param.grad is None and not self._keeps_place(param, whole, have):
+                    continue
+                absent = frozenset(
+                    n for n, s in whole.slots.items() if s.initial is None and _lacks(have, n)
+                )
+                if (index, absent) not in programs:
+                    programs[index, absent] = self._program(group, absent)
+                row = _Row(index, number, param, programs[index, absent])
+                self._check_row(row, group, have)
+                rows.append(row)
         return rows
+
+    def _keeps_place(self, param: Tensor, program: Program, have: Any) -> bool:
+        known = self._known.get(id(param)) is param.dtype
+        return known and not any(_lacks(have, name) for name in program.slots)
+
+    def grad_dtypes(self) -> dict[int, torch.dtype]:
+        """The dtype of the gradients of each parameter that this plan updates, by id."""
+        cohorts = [launch.cohort for launch in self._launches]
+        return {id(p): cohort.facts.grad_dtype for cohort in cohorts for p in cohort.params}
 
     def _program(self, group: Group, absent: frozenset[str]) -> Program:
         return program_for(self._formula, {**group, "grad_scale": self._grad_scale}, absent)
 
-    def _check_row(self, row: _Row, group: Group, have: Mapping[str, Any]) -> None:
-        param, grad, name = row.param, row.param.grad, self._formula.name
-        assert grad is not None
+    def _check_row(self, row: _Row, group: Group, have: Any) -> None:
+        param, name = row.param, self._formula.name
+        if not isinstance(have, dict):
+            raise TypeError(
+                f"{name}: the state of {self._where(row)} must be a dict, got {type(have).__name__}"
+            )
         if not (param.is_floating_point() or param.is_complex()):
             raise RuntimeError(
                 f"{name} updates floating point and complex parameters, got {param.dtype} "
@@ -156,6 +172,23 @@ class Plan:
                 f"{list(CAPTURABLE)}. ({name}, {self._where(row)} is on {param.device}: "
                 "leave capturable=False)"
             )
+        if _is_expanded(param):
+            raise RuntimeError(
+                "unsupported operation: more than one element of the written-to tensor refers to "
+                "a single memory location. Please clone() the tensor before performing the "
+                f"operation. ({name}: {self._where(row)} is expanded)"
+            )
+        if group.get("differentiable") and param.is_leaf and param.requires_grad:
+            raise RuntimeError(
+                "a leaf Variable that requires grad is being used in an in-place operation. "
+                f"({name}, {self._where(row)}: differentiable=True steps a clone of the parameter)"
+            )
+        self._check_state(row, have)
+        if param.grad is not None:
+            self._check_grad(row, param, param.grad)
+
+    def _check_grad(self, row: _Row, param: Tensor, grad: Tensor) -> None:
+        name = self._formula.name
         if grad.shape != param.shape or grad.device != param.device:
             raise RuntimeError(
                 f"{name}: the gradient of {self._where(row)} has shape {tuple(grad.shape)} on "
@@ -169,8 +202,16 @@ class Plan:
             )
         if grad.layout is not torch.strided:
             self._check_sparse(row, grad)
+
+    def _check_state(self, row: _Row, have: Mapping[str, Any]) -> None:
+        param, name = row.param, self._formula.name
         for key, slot in row.program.slots.items():
             value = have.get(key)
+            if isinstance(value, Tensor) and value.layout is not torch.strided:
+                raise ValueError(
+                    f"{name}: state[{key!r}] of {self._where(row)} has layout {value.layout}; "
+                    "make it dense: .to_dense()"
+                )
             if isinstance(value, Tensor) and is_unfit(slot, param, value.to(param.device)):
                 raise ValueError(
                     f"{name}: state[{key!r}] of {self._where(row)} has shape {tuple(value.shape)}, "
@@ -198,7 +239,7 @@ class Plan:
         cohorts: dict[tuple[Facts, bool, bool], Cohort] = {}
         for row, shared in zip(rows, aliased.tolist(), strict=True):
             group, state, grad = self._groups[row.group], self._state[row.param], row.param.grad
-            assert grad is not None
+            grad = row.param.detach() if grad is None else grad
             densify = grad.layout is torch.sparse_coo and not row.program.is_idle
             pair = (row.param, grad.to_dense() if densify else grad)
             facts = facts_of(row.program, static[row.group], pair, state, group)
@@ -281,8 +322,18 @@ class Plan:
         return [_described(launch) for launch in self._launches]
 
 
+def _lacks(state: Any, name: str) -> bool:
+    return not isinstance(state, dict) or state.get(name) is None
+
+
+def _is_expanded(tensor: Tensor) -> bool:
+    if tensor.layout is not torch.strided:
+        return False
+    return any(n > 1 and not step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+
+
 class _Row(NamedTuple):
-    """A parameter with a gradient, its group and its number in the group."""
+    """A parameter, its group, and its number in the group."""
 
     group: int
     number: int

@@ -154,11 +154,12 @@ def test_same_bits_for_any_threads(case: Case, dtype: torch.dtype) -> None:
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("rule", [r for r in RULES if r.__name__ in REDUCING - {"Factored"}])
 def test_reductions_do_not_depend_on_threads(rule: type[Any]) -> None:
+    # in float64, where no rounding of the result hides the order of a sum
     shapes = ((200, 300), (7, 5), (130, 140))
-    pair = train(rule, parameters(shapes, torch.float32), 3)
+    pair = train(rule, parameters(shapes, torch.float64), 3)
     assert threads(pair) == 2
     torch.set_num_threads(1)
-    assert_same_training(pair, train(rule, parameters(shapes, torch.float32), 3), rule.__name__)
+    assert_same_training(pair, train(rule, parameters(shapes, torch.float64), 3), rule.__name__)
 
 
 @pytest.mark.usefixtures("two_threads")
@@ -330,6 +331,19 @@ def test_a_total_over_all_does_not_depend_on_groups(sizes: tuple[int, ...]) -> N
         set_grads(split, step)
         apart.step()
     assert_same_training(apart, whole, f"clipped, in groups of {sizes}")
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_total_does_not_depend_on_the_order(fused: bool) -> None:
+    """In float64, and of enough parameters for a sum in another order to be another number."""
+    rule = _filling(lambda grad: total(grad, across="all"))
+    found = set()
+    for order in (range(40), range(39, -1, -1), [*range(1, 40, 2), *range(0, 40, 2)]):
+        params = parameters(((3,),) * 40, torch.float64)
+        set_grads(params, 0)
+        rule([params[i] for i in order], fused=fused).step()
+        found |= {x for param in params for x in param.tolist()}
+    assert len(found) == 1
 
 
 def test_a_total_over_a_group_does_not_depend_on_the_order() -> None:

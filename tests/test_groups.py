@@ -197,6 +197,22 @@ def test_a_group_is_a_dict_and_its_copy_a_plain_one():
         assert twin.keys() == group.keys()
 
 
+def test_parameters_may_be_replaced():
+    params = weights()
+    optimizer = stepwell.SGD(params, lr=1.0)
+    group = optimizer.param_groups[0]
+    train(optimizer)
+    group["params"] = (p for p in params[:1])
+    assert group["params"] == params[:1]
+    before = params[1].detach().clone()
+    fill_grads(params, 5)
+    optimizer.step()
+    assert torch.equal(params[1].detach(), before)
+    assert "ordered collections" in str(refused(lambda: group.__setitem__("params", set(params))))
+    assert "got int (SGD, group 0" in str(refused(lambda: group.update(params=3)))
+    assert group["params"] == params[:1]
+
+
 def test_thousands_of_groups():
     params = weights([(2,)] * 2000)
     groups = [{"params": [p], "lr": 1.0 + i} for i, p in enumerate(params)]

@@ -109,7 +109,8 @@ def test_an_expanded_gradient(case: Case, request_: str) -> None:
             param.grad = torch.full_like(param, value)
         one.step()
         other.step()
-    assert_same_training(one, other, f"{case.name} with expanded gradients")
+    # torch's own kernels may or may not use multiply-add, by the layout
+    assert_training_within(one, other, 2, f"{case.name} with expanded gradients")
 
 
 @pytest.mark.parametrize("request_", REQUESTS)
@@ -566,21 +567,22 @@ def test_autograd_notices_that_a_saved_tensor_was_overwritten(request_: str) -> 
 
 @pytest.mark.parametrize("request_", REQUESTS)
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad, torch.inference_mode])
-def test_modes(mode: Any, request_: str) -> None:
+@pytest.mark.parametrize("case", **named(PLAIN))
+def test_modes(case: Case, mode: Any, request_: str) -> None:
     results = []
     for inside in (torch.enable_grad, mode):
         params = parameters(((4, 6), (7,)), torch.float32)
-        optimizer = stepwell.AdamW(params, **REQUESTS[request_])
+        optimizer = case.make(params, **REQUESTS[request_])
         for step in range(2):
             set_grads(params, step)
             with inside():
                 optimizer.step()
         assert not any(v.requires_grad for s in optimizer.state.values() for v in s.values())
+        # what was made in inference mode could not be written to here
+        set_grads(params, 2)
+        optimizer.step()
         results.append(optimizer)
     assert_same_training(results[1], results[0], f"a step in {mode.__name__}")
-    # and the parameters can still be trained
-    set_grads(results[1].param_groups[0]["params"], 3)
-    results[1].step()
 
 
 FORK = """

@@ -240,6 +240,7 @@ def test_a_hyperparameter_needs_a_default():
 def test_compose_gives_one_class_with_more_arguments():
     cls = stepwell.compose(stepwell.AdamW, ClipNorm)
     assert cls is stepwell.compose(stepwell.AdamW, ClipNorm)
+    assert stepwell.compose(stepwell.AdamW) is stepwell.AdamW
     parameters = inspect.signature(cls).parameters
     own = inspect.signature(stepwell.AdamW).parameters
     assert list(parameters) == [*own, "max_norm"]

@@ -66,6 +66,7 @@ def test_a_copy_made_before_the_first_step(way):
     optimizer = way(stepwell.AdamW(weights()))
     train(optimizer)
     assert len(optimizer.state) == 3
+    assert optimizer._warned_capturable_if_run_uncaptured
 
 
 @each_way
@@ -170,6 +171,7 @@ def test_an_older_pickle_lacks_a_hyperparameter():
     optimizer.__setstate__(older)
     group = optimizer.param_groups[0]
     assert (group["lr"], group["betas"], group["fused"]) == (0.1, (0.9, 0.999), None)
+    assert optimizer.defaults["differentiable"] is False
     train(optimizer)
 
 

@@ -497,6 +497,13 @@ def test_parameters_without_names_are_counted_over_groups():
     assert "parameter 3 (group 1): exp_avg must have shape (4,), got (3,)" in said
 
 
+def test_replaced_parameters_do_not_answer_to_the_old_names():
+    donor, optimizer = (stepwell.AdamW(named_weights("a b c")) for _ in range(2))
+    optimizer.param_groups[0]["params"] = weights([(2, 1), (2, 2)])
+    said = str(refused(lambda: optimizer.load_state_dict(donor.state_dict())))
+    assert "unexpected: parameter id 2 (group 0)" in said
+
+
 def broken(change):
     donor = stepwell.AdamW(weights())
     train(donor)
@@ -615,6 +622,18 @@ def test_entries_that_somebody_added_are_kept():
     assert torch.equal(loaded["extra"], torch.ones(2))
     assert optimizer.state["all"] == {"k": 1}
     train(optimizer)
+
+
+def test_added_entries_of_an_older_version_are_kept():
+    donor = stepwell.SGD(weights(), momentum=0.9)
+    train(donor)
+    saved = donor.state_dict()
+    saved["state"][0]["note"] = "x"
+    for flag in ("maximize", "foreach", "differentiable", "fused"):
+        del saved["param_groups"][0][flag]
+    optimizer = stepwell.SGD(weights())
+    assert optimizer.load_state_dict(saved) == WHOLE
+    assert values(optimizer)[1][0]["note"] == "x"
 
 
 def test_state_of_a_flag_that_was_turned_off():
@@ -789,15 +808,17 @@ class Stubborn(stepwell.SGD):
         super().__setstate__(state)
         for group in self.param_groups:
             group.setdefault("seen", True)
+            group.pop("unwanted", None)
         if len(self.state) > 2:
             raise RuntimeError("not me")
 
 
 def test_a_subclass_may_complete_or_refuse_what_is_loaded():
-    optimizer = Stubborn(weights(), momentum=0.9)
+    optimizer = Stubborn([{"params": weights(), "unwanted": 1}], momentum=0.9)
     saved = stepwell.SGD(weights(), lr=0.5, momentum=0.9).state_dict()
     optimizer.load_state_dict(saved)
     assert optimizer.param_groups[0]["seen"]
+    assert "unwanted" not in optimizer.param_groups[0]
     donor = stepwell.SGD(weights(), lr=0.7, momentum=0.9)
     train(donor)
     before = snapshot(optimizer)

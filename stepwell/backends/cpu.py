@@ -76,7 +76,8 @@ class Launch:
             for row, state in enumerate(cohort.states)
         ]
         self._odd: list[int] = []
-        self._grads: list[Tensor] | None = None
+        self._grads: list[Any] | None = None
+        self._found = tensors.DIFFERS
         self._reader: tensors.Reader | None = None
         self._spent = False
         self._make_tables()
@@ -126,26 +127,26 @@ class Launch:
         self._grads = None
         if self._odd or self.cohort.densify:
             return self._load_copies(reader)
-        found = reader.read(self.cohort.params, self._states)
-        if found == tensors.TURNED:
+        self._found = reader.read(self.cohort.params, self._states)
+        if self._found == tensors.TURNED:
             return self._load_copies(reader)
-        if found == tensors.DIFFERS:
-            return False
-        return self._is_apart()
+        return self._found != tensors.DIFFERS and self._is_apart()
 
     def _load_copies(self, reader: tensors.Reader) -> bool:
         """Read gradients that have to be brought to the parameters' order of memory first."""
         grads = self.cohort.gradients()
-        if any(grad is None or grad.layout is not torch.strided for grad in grads):
+        if any(grad is not None and grad.layout is not torch.strided for grad in grads):
             return False
         self._grads = self._at_layout(grads)
-        found = reader.read(self.cohort.params, self._states, self._grads)
-        return found == tensors.SAME and self._is_apart()
+        self._found = reader.read(self.cohort.params, self._states, self._grads)
+        return self._found in (tensors.SAME, tensors.PARTLY) and self._is_apart()
 
     def _first_look(self) -> tensors.Reader:
-        params, grads = self.cohort.params, self.cohort.gradients()
-        pairs = enumerate(zip(params, grads, strict=True))
-        self._odd = [i for i, (param, grad) in pairs if grad.stride() != param.stride()]
+        params = self.cohort.params
+        # where there is no gradient yet it is expected to be like the parameter
+        pairs = list(zip(params, self.cohort.gradients(), strict=True))
+        grads = [param.detach() if grad is None else grad for param, grad in pairs]
+        self._odd = [i for i, param in enumerate(params) if grads[i].stride() != param.stride()]
         keys = self.kernel.slots[1:-1]
         self._reader = tensors.Reader(params, self._states, keys, self._at_layout(grads))
         addresses = self._reader.addresses
@@ -153,12 +154,13 @@ class Launch:
         self._written_addresses = addresses[:-1]
         return self._reader
 
-    def _at_layout(self, grads: list[Tensor]) -> list[Tensor]:
-        grads = [grad.resolve_conj().resolve_neg() for grad in grads]
+    def _at_layout(self, grads: list[Any]) -> list[Any]:
+        grads = [g if g is None else g.resolve_conj().resolve_neg() for g in grads]
         for i in self._odd:
             param, grad = self.cohort.params[i], grads[i]
-            if grad.shape == param.shape and grad.stride() != param.stride():
-                grads[i] = torch.empty_like(param, dtype=grad.dtype).copy_(grad)
+            if grad is None or grad.shape != param.shape or grad.stride() == param.stride():
+                continue
+            grads[i] = torch.empty_like(param, dtype=grad.dtype).copy_(grad)
         return grads
 
     def _is_apart(self) -> bool:
@@ -181,17 +183,22 @@ class Launch:
         else:
             self._sweep_with(found, range(self.kernel.passes[node]))
             values = self._tables["reductions"][:, self.kernel.reduced[node]].tolist()
-        across_groups = node.value == "all"
-        keys = [None if across_groups else group for group in self.cohort.group_indices]
-        return list(zip(keys, values, strict=True))
+        groups = self.cohort.group_indices
+        keys = [None if node.value == "all" else group for group in groups]
+        pairs = enumerate(zip(keys, values, strict=True))
+        return [pair for row, pair in pairs if self._has_gradient(row)]
+
+    def _has_gradient(self, row: int) -> bool:
+        assert self._reader is not None
+        return bool(self._reader.addresses[-1, row] != tensors.NO_GRADIENT)
 
     def _fill(self, found: Sequence[Mapping[Any, float]]) -> None:
         for total, node in zip(found, self.kernel.totals, strict=False):
             column = self.kernel.reduced[node]
             for row, group in enumerate(self.cohort.group_indices):
-                self._tables["reductions"][row, column] = total[
-                    None if node.value == "all" else group
-                ]
+                if self._has_gradient(row):
+                    key = None if node.value == "all" else group
+                    self._tables["reductions"][row, column] = total[key]
 
     def run(self, found: Sequence[Mapping[Any, float]] = ()) -> None:
         """Update the parameters and their state."""
@@ -228,15 +235,19 @@ class Launch:
         self._threads = threads
 
     def _finish(self) -> None:
-        torch.autograd.graph.increment_version(self.cohort.params)
+        params = self.cohort.params
+        if self._found == tensors.PARTLY:
+            params = [param for row, param in enumerate(params) if self._has_gradient(row)]
+        torch.autograd.graph.increment_version(params)
         for name, values in self._fresh.items():
             self._spent = True
             for state, value in zip(self.cohort.states, values, strict=True):
                 state[name] = value
-        if "grad" in self.cohort.program.outputs and self._grads is not None:
-            for param, used in zip(self.cohort.params, self._grads, strict=True):
-                if param.grad is not None and param.grad is not used:
-                    param.grad.copy_(used)
+        if self._grads is not None:
+            if "grad" in self.cohort.program.outputs:
+                for param, used in zip(self.cohort.params, self._grads, strict=True):
+                    param.grad = used
+            self._grads = None
 
 
 def _slots_of(cohort: Cohort) -> tuple[dict[str, torch.dtype], dict[str, list[Tensor]]]:

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..cohort import Cohort, Facts, facts_hold
+from ..cohort import Cohort, Facts, facts_hold, has_gaps_or_overlaps
 from ..language import Program
 from ..language.functions import Totals, answering
+from ..language.number import Number
 
 NAME = "eager"
 
@@ -37,13 +38,15 @@ class Launch:
 
     def __init__(self, cohort: Cohort) -> None:
         self.cohort = cohort
+        self._now = cohort
         self.grads: list[Tensor] = []
         self.grad_scale: float | None = None
 
     def load(self, grad_scale: float | None) -> bool:
         """Take this step's gradients; False if the cohort's facts are no longer true."""
-        self.grads, self.grad_scale = self.cohort.gradients(), grad_scale
-        return facts_hold(self.cohort, self.grads)
+        self._now, self.grads = self.cohort.present()
+        self.grad_scale = grad_scale
+        return facts_hold(self._now, self.grads)
 
     def shares(self, found: Found) -> list[tuple[int | None, float]]:
         """What each parameter adds to the next total that the formula asks for."""
@@ -56,6 +59,8 @@ class Launch:
             _, view, result = self._evaluate(row, found)
             with torch.set_grad_enabled(self.cohort.facts.differentiable):
                 view.store(*result)
+        # they would outlive zero_grad() here
+        self.grads = []
 
     def _evaluate(self, index: int, found: Found) -> tuple[Totals, _Row, Any]:
         row = self._row(index, self.cohort.facts.differentiable)
@@ -64,21 +69,21 @@ class Launch:
             return collector, row, row.evaluate(self.cohort.program.formula.update)
 
     def _row(self, index: int, differentiable: bool) -> _Row:
-        group = self.cohort.group(index)
+        group = self._now.group(index)
         fields = self.cohort.program.formula.fields.keys() - {"grad_scale"}
         numbers = {name: _number(group[name], differentiable) for name in fields}
         numbers["grad_scale"] = self.grad_scale
-        return _Row(self.cohort, index, self.grads[index], numbers, differentiable)
+        return _Row(self._now, index, self.grads[index], numbers, differentiable)
 
 
 def _number(value: Any, differentiable: bool) -> Any:
     """A hyperparameter as the formula sees it: numbers are worked with in float64."""
     if isinstance(value, tuple):
         return tuple(_number(item, differentiable) for item in value)
+    if isinstance(value, Tensor) and value.device.type == "cpu" and not differentiable:
+        value = value.item()
     if not isinstance(value, Tensor):
-        return value
-    if value.device.type == "cpu" and not differentiable:
-        return value.item()
+        return Number(value) if isinstance(value, float) else value
     return value.reshape(()).to(torch.float64)
 
 
@@ -127,23 +132,35 @@ class _Row:
         value = self.state.get(name)
         if self.slots[name].scalar and isinstance(value, Tensor):
             # a number on an accelerator stays there: looking at it would wait
-            return value.item() if value.device.type == "cpu" else value
+            return Number(value.item()) if value.device.type == "cpu" else value
         return value if value is None else self.read(value)
 
     def store(self, new_param: Any, assigned: Mapping[str, Any]) -> None:
         """Write what the formula made."""
         for name, value in assigned.items():
             if name == "grad":
-                self.write(self.grad.values() if self.rows else self.grad, value, whole=True)
+                self._store_grad(value)
             else:
                 self._store_state(name, value)
         self.write(self.param, new_param)
+
+    def _store_grad(self, value: Tensor) -> None:
+        if self.rows:
+            indices, shape = self.grad.indices(), self.grad.shape
+            value = self._like(value, self.grad.values())
+            self.param.grad = torch.sparse_coo_tensor(indices, value, shape, is_coalesced=True)
+        elif has_gaps_or_overlaps(self.grad) or self.grad.is_conj() or self.grad.is_neg():
+            # elements of a gradient that share memory cannot be written one by one
+            self.param.grad = self._like(value, self.grad)
+        else:
+            self.write(self.grad, value)
 
     def _store_state(self, name: str, value: Any) -> None:
         old = self.state.get(name)
         if self.slots[name].scalar:
             # fill_() raises where a number is too large for the dtype, instead of giving infinity
-            self.state[name].copy_(torch.as_tensor(value, dtype=torch.float64))
+            number = torch.as_tensor(value, dtype=torch.float64, device=self.state[name].device)
+            self.state[name].copy_(number)
         elif isinstance(old, Tensor) and not self.differentiable:
             self.write(old, value)
         else:
@@ -155,10 +172,13 @@ class _Row:
             value = torch.view_as_complex(value.contiguous())
         return value.to(like.dtype).clone(memory_format=torch.preserve_format)
 
-    def write(self, target: Tensor, value: Any, *, whole: bool = False) -> None:
+    def write(self, target: Tensor, value: Any) -> None:
         """Overwrite a tensor, or its rows, with a value of the formula."""
-        if self.rows and not whole:
-            target[self.rows] = value.to(target.dtype)
+        if self.rows:
+            target[self.rows] = self._like(value, target)
+            return
+        if target.is_conj():
+            target.copy_(torch.view_as_complex(value.contiguous()))
             return
         target = torch.view_as_real(target) if target.is_complex() else target
         target.copy_(value) if isinstance(value, Tensor) else target.fill_(value)

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..cohort import Cohort, Facts, columns_of, facts_hold
+from ..cohort import Cohort, Facts, columns_of, facts_hold, has_gaps_or_overlaps
 from ..language import Program, functions
-from ..language.expr import FOLD, Expr, Graph, Kind
+from ..language.expr import Expr, Graph, Kind
+from ..language.number import Number
 from ..language.program import rewritten
 
 NAME = "foreach"
@@ -54,14 +55,14 @@ COMBINED = {
 COMMUTATIVE = frozenset({"add", "mul", "maximum", "minimum"})
 
 
-def _power(base: Any, exponent: Any) -> Any:
-    return base**exponent if isinstance(exponent, Tensor) else FOLD["pow"](base, exponent)
-
-
 # What a formula does with numbers, and with tensors where torch has no call for a list of them.
 SINGLE: dict[str, Callable[..., Any]] = {
-    **FOLD,
-    "pow": _power,
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "div": operator.truediv,
+    "pow": operator.pow,
+    "neg": operator.neg,
     "lt": operator.lt,
     "le": operator.le,
     "gt": operator.gt,
@@ -93,7 +94,7 @@ def refuses(program: Program, facts: Facts) -> str | None:
         return f"no operation {', '.join(sorted(missing))}"
     if program.totals:
         return "a value depends on several parameters"
-    if facts.layout in ("sparse", "subclass"):
+    if facts.layout in ("sparse", "subclass", "lazy"):
         return f"{facts.layout} memory"
     if any(slot.over is not None for slot in program.slots.values()):
         return "state that is smaller than its parameter"
@@ -105,6 +106,7 @@ class Launch:
 
     def __init__(self, cohort: Cohort) -> None:
         self.cohort = cohort
+        self._now = cohort
         self._grads: List = []
         self._program = rewritten(cohort.program, _combine)
         self._plan = _Liveness(self._program)
@@ -112,8 +114,8 @@ class Launch:
 
     def load(self, grad_scale: float | None) -> bool:
         """Take this step's gradients; False if the cohort's facts are no longer true."""
-        self._grads = self.cohort.gradients()
-        return facts_hold(self.cohort, self._grads)
+        self._now, self._grads = self.cohort.present()
+        return facts_hold(self._now, self._grads)
 
     def shares(self, found: Sequence[Mapping[Any, float]]) -> list[tuple[int | None, float]]:
         """No program with totals comes here."""
@@ -122,7 +124,9 @@ class Launch:
     @torch.no_grad()
     def run(self, found: Sequence[Mapping[Any, float]] = ()) -> None:
         """Go through the program once, for all tensors at a time."""
-        cohort, program = self.cohort, self._program
+        cohort, program = self._now, self._program
+        if not self._grads:
+            return
         slots = self._slots()
         numbers = self._numbers()
         values: dict[Expr, List] = {}
@@ -143,10 +147,13 @@ class Launch:
             if name in program.outputs:
                 new = numbers[program.outputs[name]]
                 for state, value in zip(cohort.states, new, strict=True):
-                    state[name].copy_(torch.tensor(value, dtype=torch.float64))
+                    device = state[name].device
+                    state[name].copy_(torch.tensor(value, dtype=torch.float64, device=device))
+        # they would outlive zero_grad() here
+        self._grads = []
 
     def _slots(self) -> dict[str, List]:
-        cohort, absent = self.cohort, self.cohort.facts.absent
+        cohort, absent = self._now, self._now.facts.absent
         slots = {"param": cohort.params, "grad": self._grads}
         for name in cohort.program.element_slots:
             if name not in absent:
@@ -161,9 +168,9 @@ class Launch:
 
     def _numbers(self) -> dict[Expr, Numbers]:
         """The value of each node that is one number per parameter, by row."""
-        cohort = self.cohort
-        state = {
-            n: [float(t) for t in cohort.state_tensors(n)] for n in cohort.program.scalar_slots
+        cohort = self._now
+        state: dict[str, Numbers] = {
+            n: [Number(t) for t in cohort.state_tensors(n)] for n in cohort.program.scalar_slots
         }
         values: dict[Expr, Numbers] = {}
         known: dict[tuple[Any, ...], int] = {}
@@ -183,14 +190,14 @@ class Launch:
         self, node: Expr, row: int, values: dict[Expr, Numbers], state: dict[str, Numbers]
     ) -> Any:
         if node.op == "const":
-            return float(node.value or 0)
+            return Number(node.value or 0)
         if node.op == "state":
             return state[str(node.value)][row]
         if node.op == "group":
-            table = self.cohort.hyperparameters.table
-            return float(table[self.cohort.group_indices[row], self._columns[str(node.value)]])
+            table = self._now.hyperparameters.table
+            return Number(table[self._now.group_indices[row], self._columns[str(node.value)]])
         if node.op == "numel":
-            return float(self._compute(self.cohort.params[row].detach()).numel())
+            return Number(self._compute(self._now.params[row].detach()).numel())
         return SINGLE[node.op](*(values[arg][row] for arg in node.args))
 
     def _store(
@@ -200,7 +207,7 @@ class Launch:
         homes: dict[Expr, str | None],
         slots: dict[str, List],
     ) -> None:
-        cohort = self.cohort
+        cohort = self._now
         outputs = {
             name: node
             for name, node in self._program.outputs.items()
@@ -216,6 +223,11 @@ class Launch:
             if name in cohort.facts.absent:
                 self._create(name, value)
                 continue
+            if name == "grad" and any(map(has_gaps_or_overlaps, self._grads)):
+                # elements that share memory cannot be written one by one
+                for param, grad in zip(cohort.params, value, strict=True):
+                    param.grad = _restored(grad, param.grad)
+                continue
             targets = self._targets(name)
             if isinstance(value[0], float):
                 for target, number in zip(targets, value, strict=True):
@@ -224,15 +236,22 @@ class Launch:
                 torch._foreach_copy_(targets, value)
 
     def _targets(self, name: str) -> List:
-        tensors = {"param": self.cohort.params, "grad": self._grads}.get(name)
-        tensors = self.cohort.state_tensors(name) if tensors is None else tensors
+        tensors = {"param": self._now.params, "grad": self._grads}.get(name)
+        tensors = self._now.state_tensors(name) if tensors is None else tensors
         return [torch.view_as_real(t.detach()) if t.is_complex() else t.detach() for t in tensors]
 
     def _create(self, name: str, value: list[Any]) -> None:
-        for param, state, new in zip(self.cohort.params, self.cohort.states, value, strict=True):
+        for param, state, new in zip(self._now.params, self._now.states, value, strict=True):
             state[name] = torch.empty_like(param).detach()
             target = state[name]
             (torch.view_as_real(target) if target.is_complex() else target).copy_(new)
+
+
+def _restored(value: Tensor, like: Tensor | None) -> Tensor:
+    """A value of the formula in the dtype of a tensor that it takes the place of."""
+    assert like is not None
+    value = torch.view_as_complex(value.contiguous()) if like.is_complex() else value
+    return value.to(like.dtype).clone()
 
 
 class _Liveness:

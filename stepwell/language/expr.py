@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable, Iterable
 from enum import IntEnum
-from typing import NoReturn
+from typing import Any, NoReturn
+
+from .number import divide, power
 
 __all__ = ["Expr", "Graph", "Kind"]
 
@@ -152,21 +153,25 @@ class Expr:
     def __int__(self) -> int:
         raise self._no_value()
 
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(
+            f"{self.graph.owner}.update: a value of a formula has no .{name}; use Python's "
+            "arithmetic and the functions of stepwell.language (sqrt, norm, where, ...)"
+        )
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> NoReturn:
+        owner = next((arg.graph.owner for arg in args if isinstance(arg, Expr)), "a rule")
+        name = getattr(function, "__name__", function)
+        raise TypeError(
+            f"{owner}.update calls torch.{name}; a formula uses Python's arithmetic and the "
+            "functions of stepwell.language (sqrt, norm, where, ...), so that it can be compiled"
+        )
+
     def __iter__(self) -> NoReturn:
         raise TypeError(f"{self.graph.owner}.update: a value of a formula cannot be iterated over")
-
-
-def _power(base: float, exponent: float) -> float:
-    try:
-        return float(base**exponent)
-    except (ZeroDivisionError, OverflowError):
-        return math.inf
-
-
-def _divide(a: float, b: float) -> float:
-    if b:
-        return a / b
-    return math.copysign(math.inf, a) * math.copysign(1.0, b) if a else math.nan
 
 
 # What constants fold to; everything else keeps its node.
@@ -174,9 +179,9 @@ FOLD: dict[str, Callable[..., float]] = {
     "add": operator.add,
     "sub": operator.sub,
     "mul": operator.mul,
-    "div": _divide,
+    "div": divide,
     "neg": operator.neg,
-    "pow": _power,
+    "pow": power,
 }
 
 

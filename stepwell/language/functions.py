@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .expr import Expr, Graph
+from .number import Number, exponential
 
 __all__ = [
     "amax",
@@ -52,7 +53,8 @@ def _dispatch(
         return graph.apply(op, *args)
     if any(isinstance(arg, Tensor) for arg in args):
         return on_tensors(*args)
-    return on_floats(*args)
+    found = on_floats(*args)
+    return found if isinstance(found, bool) else Number(found)
 
 
 def sqrt(x: Any) -> Any:
@@ -72,7 +74,7 @@ def square(x: Any) -> Any:
 
 def exp(x: Any) -> Any:
     """e to the power x."""
-    return _dispatch("exp", torch.exp, math.exp, x)
+    return _dispatch("exp", torch.exp, exponential, x)
 
 
 def log(x: Any) -> Any:

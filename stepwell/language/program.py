@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -198,7 +198,8 @@ class GroupSymbols:
     def __getattr__(self, name: str) -> Any:
         field = self._formula.fields.get(name)
         if field is None:
-            raise AttributeError(_undeclared(self._formula, name, self._formula.fields, "group"))
+            known = [name for name in self._formula.fields if name != "grad_scale"]
+            raise AttributeError(_undeclared(self._formula, name, known, "group"))
         if field.items:
             pairs = enumerate(zip(field.items, self._group[name], strict=True))
             return tuple(self._symbol(item, v, f"{name}.{i}") for i, (item, v) in pairs)
@@ -257,7 +258,8 @@ class StateSymbols:
 
     def _check(self, name: str) -> None:
         if name not in self._slots:
-            raise AttributeError(_undeclared(self._formula, name, self._slots, "state"))
+            known = [name for name in self._slots if name not in REWRITABLE]
+            raise AttributeError(_undeclared(self._formula, name, known, "state"))
         self._used.add(name)
 
     def assigned(self) -> dict[str, Expr]:
@@ -275,7 +277,7 @@ class StateSymbols:
         return {name: slot for name, slot in self._slots.items() if name not in hidden}
 
 
-def _undeclared(formula: Formula, name: str, known: Mapping[str, Any], what: str) -> str:
+def _undeclared(formula: Formula, name: str, known: Sequence[str], what: str) -> str:
     close = near_miss(name, known)
     hint = f"did you mean {what}.{close}?" if close else f"declared are: {', '.join(known)}"
     return f"{formula.name}.update uses {what}.{name}, which is not declared here; {hint}"

@@ -25,6 +25,7 @@ from . import llvm
 from .assembly import CONTEXT, MEMORY, OPS, Body, declarations
 from .openmp import Runtime
 from .rewrite import rewrite
+from .tensors import NO_GRADIENT
 
 __all__ = ["SUPPORTED", "Kernel", "lower"]
 
@@ -129,27 +130,41 @@ class _Lowering:
         body = Body()
         rows = body.word("rows")
         tables = {name: body.pointer(name) for name in CONTEXT[1:10]}
-        remembered = ("group", *self.scalar_state, *(f"new {n}" for n in self.scalar_outputs))
+        remembered = (
+            "row",
+            "group",
+            *self.scalar_state,
+            *(f"new {n}" for n in self.scalar_outputs),
+        )
         memory = {name: body.emit("alloca i64") for name in remembered}
         body.do(f"store i64 -1, ptr {memory['group']}", "br label %next", "next:")
-        body.do("%row = phi i64 [ 0, %0 ], [ %row1, %finish ]")
-        body.do(f"%over = icmp eq i64 %row, {rows}", "br i1 %over, label %end, label %work")
-        body.do("work:")
+        body.do("%row = phi i64 [ 0, %0 ], [ %row1, %advance ]")
+        body.do(f"%over = icmp eq i64 %row, {rows}", "br i1 %over, label %end, label %present")
+        body.do("present:")
+        absent = self._is_absent(body, tables["addresses"], rows, "%row")
+        body.do(f"br i1 {absent}, label %advance, label %work", "work:")
         group = body.item("i64", tables["groups"], "%row")
         places = {n: self._place(body, tables["addresses"], rows, n) for n in self.scalar_state}
         old = {name: body.load(self.dtypes[name], at) for name, at in places.items()}
         self._branch_if_same(body, memory, group, old)
-        self._copy_row(body, tables["numbers"])
+        self._copy_row(body, tables["numbers"], memory["row"])
         body.do("compute:")
         values = self._numbers(body, k, tables, group, old)
         self._remember(body, k, tables["numbers"], memory, {"group": group, **old}, values)
         body.do("br label %finish", "finish:")
         if k == self.sweeps - 1:
             for name in self.scalar_outputs:
-                new = body.emit(f"load double, ptr {memory['new ' + name]}")
-                body.store(self.dtypes[name], new, places[name])
+                value = body.emit(f"load double, ptr {memory['new ' + name]}")
+                body.store(self.dtypes[name], value, places[name])
+        body.do("br label %advance", "advance:")
         body.do("%row1 = add i64 %row, 1", "br label %next", "end:", "ret void")
         return body.function(f"void @rows_{k}(ptr %context)")
+
+    def _is_absent(self, body: Body, addresses: str, rows: str, row: str) -> str:
+        """Whether a parameter has no gradient in this step, and is to be left alone."""
+        before = body.emit(f"mul i64 {rows}, {self.slots.index('grad')}")
+        address = body.item("i64", addresses, body.emit(f"add i64 {before}, {row}"))
+        return body.emit(f"icmp eq i64 {address}, {NO_GRADIENT}")
 
     def _place(self, body: Body, addresses: str, rows: str, name: str) -> str:
         start = body.emit(f"mul i64 {rows}, {self.slots.index(name)}")
@@ -171,8 +186,8 @@ class _Lowering:
             same = body.emit(f"and i1 {same}, {equal}")
         body.do(f"br i1 {same}, label %copy, label %compute", "copy:")
 
-    def _copy_row(self, body: Body, numbers: str) -> None:
-        before = body.emit("sub i64 %row, 1")
+    def _copy_row(self, body: Body, numbers: str, last_computed: str) -> None:
+        before = body.emit(f"load i64, ptr {last_computed}")
         for column in self.columns.values():
             at = body.cell(self.kind, numbers, len(self.columns), before, column)
             value = body.emit(f"load {self.kind}, ptr {at}")
@@ -222,6 +237,7 @@ class _Lowering:
                     value = body.emit(f"uitofp i1 {value} to double")
                 at = body.cell(self.kind, numbers, len(self.columns), "%row", column)
                 body.do(f"store {self.kind} {body.convert(value, 'double', self.kind)}, ptr {at}")
+        body.do(f"store i64 %row, ptr {memory['row']}")
         for name, value in key.items():
             body.do(f"store {'i64' if name == 'group' else 'double'} {value}, ptr {memory[name]}")
         if k == self.sweeps - 1:
@@ -288,6 +304,9 @@ class _Lowering:
         row, start, size = (
             body.emit(f"load i64, ptr {body.cell('i64', blocks, 3, '%block', j)}") for j in range(3)
         )
+        # an absent parameter has no elements: its reductions are those of an empty one
+        absent = self._is_absent(body, addresses, rows, row)
+        size = body.emit(f"select i1 {absent}, i64 0, i64 {size}")
         arguments = []
         for name in self.elements:
             before = body.emit(f"mul i64 {rows}, {self.slots.index(name)}")

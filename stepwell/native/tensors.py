@@ -21,7 +21,17 @@ from torch import Tensor
 
 from . import llvm
 
-__all__ = ["DIFFERS", "PLAIN_TYPES", "SAME", "TURNED", "Reader", "is_available", "overlapping"]
+__all__ = [
+    "DIFFERS",
+    "NO_GRADIENT",
+    "PARTLY",
+    "PLAIN_TYPES",
+    "SAME",
+    "TURNED",
+    "Reader",
+    "is_available",
+    "overlapping",
+]
 
 PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
 """The types whose memory is what it seems to be; a subclass may mean something else."""
@@ -165,7 +175,8 @@ entry:
   br label %next
 
 next:
-  %row = phi i64 [ 0, %entry ], [ %row1, %straight ]
+  %row = phi i64 [ 0, %entry ], [ %row1, %straight ], [ %row2, %absent ]
+  %code = phi i64 [ {same}, %entry ], [ %code, %straight ], [ {partly}, %absent ]
   %end = icmp eq i64 %row, %rows
   br i1 %end, label %done, label %param
 
@@ -216,6 +227,21 @@ have:
   br i1 %none, label %raised, label %check
 
 check:
+  %is_absent = icmp eq ptr %g, inttoptr (i64 {none} to ptr)
+  br i1 %is_absent, label %absent, label %present
+
+absent:
+  call void inttoptr (i64 {Py_DecRef} to ptr)(ptr %g)
+  %table_at = getelementptr i64, ptr %context, i64 5
+  %table = load ptr, ptr %table_at
+  %last_row = mul i64 %last_slot, %rows
+  %g_index = add i64 %last_row, %row
+  %g_address = getelementptr i64, ptr %table, i64 %g_index
+  store i64 {no_gradient}, ptr %g_address
+  %row2 = add i64 %row, 1
+  br label %next
+
+present:
   %g_same = call i1 @look_at(ptr %g, i64 %last_slot, i64 %row, ptr %context)
   br i1 %g_same, label %turn, label %drop
 
@@ -249,12 +275,16 @@ differs:
   ret i64 {differs}
 
 done:
-  ret i64 {same}
+  ret i64 %code
 }}
 """
 
-SAME, DIFFERS, TURNED = range(3)
-"""What a reading finds; a TURNED gradient is a lazy conjugate or negative of its memory."""
+SAME, PARTLY, TURNED, DIFFERS = range(4)
+"""What a reading finds: everything as expected, gradients that are None, a gradient that is a
+lazy conjugate or negative of its memory, or something of another kind."""
+
+NO_GRADIENT = -1
+"""The address of a gradient that is None; an empty tensor may well have address 0."""
 
 GRAD = "grad"
 
@@ -300,6 +330,8 @@ def _read(is_turned: Any) -> tuple[llvm.Library, Any]:
         same=SAME,
         differs=DIFFERS,
         turned=TURNED,
+        partly=PARTLY,
+        no_gradient=NO_GRADIENT,
         **{name: _python_function(name) for name in names},
         **{name: f"inttoptr (i64 {id(value)} to ptr)" for name, value in objects.items()},
     )
@@ -370,7 +402,7 @@ class Reader:
         self,
         params: list[Tensor],
         states: list[dict[str, Any]],
-        grads: list[Tensor] | None = None,
+        grads: list[Any] | None = None,
     ) -> int:
         """Fill `addresses` if everything is as it was; without `grads`, each parameter's own."""
         return int(self._call(params, states, grads, self._at))
