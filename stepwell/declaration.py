@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from types import GenericAlias
 from typing import Any, Literal
@@ -100,7 +100,8 @@ class Declaration:
         """The value that a group may hold under this key; any value under a foreign one."""
         place = f"group {index}"
         if key in self.fields:
-            return self.fields[key].check(value, self.owner, place)
+            field = self.fields[key]
+            return field.check(field.settled(value), self.owner, place)
         close = self._meant_by(key)
         if close is not None:
             raise ValueError(
@@ -170,12 +171,12 @@ class Flags(Declared):
     fused: bool | None = None
 
 
-def _take_fields(cls: type) -> dict[str, Field]:
+def _take_fields(cls: type, known: Container[str] | None = None) -> dict[str, Field]:
     """The hyperparameters that the body of a class declares, which then are no attributes of it.
 
     An optimizer's rate is in its groups; `optimizer.lr` would answer with the default.
     """
-    fields = fields_of(cls)
+    fields = fields_of(cls, known)
     for name in fields:
         delattr(cls, name)
     return fields
@@ -198,8 +199,10 @@ def declare(cls: Any, base: type) -> None:
     body = vars(cls)
     slots = slots_of(cls)
     is_rule = "update" in body
-    # a class with a constructor of its own may annotate what it likes
-    fields = _take_fields(cls) if is_rule or "__init__" not in body else {}
+    # a class without a formula may give a hyperparameter another default, or annotate what it likes
+    known = above.rule_fields.keys()
+    reads = is_rule or "__init__" not in body
+    fields = _take_fields(cls, None if is_rule else known) if reads else {}
     for name in (*fields, *slots):
         if hasattr(base, name) or name in TAKEN:
             raise TypeError(f"{cls.__name__}.{name}: the shell uses this name, choose another")

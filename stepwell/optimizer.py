@@ -302,6 +302,7 @@ class Optimizer(Hooks, Flags, TorchOptimizer):
             slots,
             frozenset({*self.formula.slots, *slots}),
             frozenset(f.name for f in fields if not (f.keyword_only or f.fixed)),
+            frozenset(self.declaration.fields),
         )
 
     def _take(self, state: dict[Any, Any], groups: list[dict[str, Any]]) -> None:
@@ -374,8 +375,10 @@ def compose(rule: type[Optimizer], *transforms: type[Transform]) -> type[Optimiz
     the groups. The same call gives the same class, which can be pickled.
 
     Raises:
-        TypeError: two of them declare the same hyperparameter or state
+        TypeError: the first is no rule, one of the others is no transform, or two of them declare
+            the same hyperparameter or state
     """
+    _check_parts(rule, transforms)
     if not transforms:
         return rule
     base, before = vars(rule).get("_composed", (rule, ()))
@@ -394,6 +397,17 @@ def compose(rule: type[Optimizer], *transforms: type[Transform]) -> type[Optimiz
         }
         made[applied] = type(name, (base,), body)
     return made[applied]
+
+
+def _check_parts(rule: Any, transforms: tuple[Any, ...]) -> None:
+    if not (isinstance(rule, type) and issubclass(rule, Optimizer) and rule.formula is not None):
+        raise TypeError(f"compose: rule must be an optimizer class of stepwell, got {rule!r}")
+    for transform in transforms:
+        if not (isinstance(transform, type) and issubclass(transform, Transform)):
+            raise TypeError(
+                "compose: transforms must be subclasses of stepwell.language.Transform, got "
+                f"{transform!r}"
+            )
 
 
 def _reduce_composed(self: Optimizer) -> Any:

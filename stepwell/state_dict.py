@@ -6,6 +6,7 @@ state dict is handed on, only copies.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .cohort import state_shape
-from .language.fields import Slot
+from .language.fields import SCHEDULED, Slot
 from .matching import LoadReport, Match, Place, nearest
 
 __all__ = [
@@ -141,11 +142,13 @@ class Layout:
         slots: what a parameter's state holds
         names: what it may hold under any hyperparameters
         hyperparameters: the keys by which a group is known to be of this rule
+        keys: all the keys that the rule gives to its groups
     """
 
     slots: Mapping[str, Slot]
     names: frozenset[str]
     hyperparameters: frozenset[str]
+    keys: frozenset[str]
 
 
 def load_state(
@@ -161,7 +164,9 @@ def load_state(
     a parameter is taken. State under a key that is no parameter is kept, as torch keeps it.
     """
     state: dict[Any, Any] = {}
+    pairs = enumerate(zip(matched.groups, layouts, strict=True))
     reports = [matched.report]
+    reports += [_other_rule(saved.groups[i], x, n) for n, (i, x) in pairs if i is not None and x]
     listed = {key for group in saved.groups for key in group["params"]}
     for key, entry in saved.state.items():
         place = matched.params.get(key)
@@ -179,6 +184,20 @@ def load_state(
     return state, LoadReport(*(tuple(x for part in parts for x in part) for parts in columns))
 
 
+def _other_rule(source: Group, layout: Layout, index: int) -> LoadReport:
+    """What is missing from a saved group that seems to be of another rule.
+
+    One hyperparameter may be newer than the state dict, and a group that was written by hand may
+    hold only a few; one of another rule has that rule's instead.
+    """
+    missing = sorted(layout.hyperparameters - source.keys())
+    others = set(source).difference(layout.keys, SCHEDULED, EXECUTION, ("params", "param_names"))
+    if len(missing) < 2 or len(others) < 2:
+        return LoadReport()
+    what = f"group {index}: {', '.join(missing)} (was it saved by another optimizer?)"
+    return LoadReport(missing=(what,))
+
+
 def _fit(entry: Any, place: Place, source: Group, layout: Layout | None) -> LoadReport:
     """What is wrong with the saved state of one parameter."""
     if layout is None or not entry:
@@ -192,7 +211,7 @@ def _fit(entry: Any, place: Place, source: Group, layout: Layout | None) -> Load
         # a state dict of this rule, to which somebody has added entries: they are kept
         foreign = []
     problems = {
-        name: _problem(present[name], slot, place.param)
+        name: _problem(name, present[name], slot, place.param)
         for name, slot in layout.slots.items()
         if name in present
     }
@@ -203,10 +222,15 @@ def _fit(entry: Any, place: Place, source: Group, layout: Layout | None) -> Load
     )
 
 
-def _problem(value: Any, slot: Slot, param: Tensor) -> str | None:
+def _problem(name: str, value: Any, slot: Slot, param: Tensor) -> str | None:
     kind = str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
     if slot.scalar:
-        return None if _is_number(value) else f"must be one number, got {kind}"
+        if not _is_number(value):
+            return f"must be one number, got {kind}"
+        number = float(value)
+        if not math.isfinite(number) or (name == "step" and number < 0):
+            return f"must be {'a count' if name == 'step' else 'finite'}, got {number:g}"
+        return None
     shape = state_shape(slot, param)
     if not isinstance(value, Tensor) or value.shape != shape:
         return f"must have shape {tuple(shape)}, got {kind}"

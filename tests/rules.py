@@ -1,6 +1,6 @@
 """Rules of a user's own, written outside the package: they prove that the language has the words.
 
-Each follows its paper's algorithm; where the authors' code differs, the paper wins.
+Each follows its paper's algorithm, or says where it takes another way.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ class ADOPT(stepwell.Optimizer):
 
 
 class Prodigy(stepwell.Optimizer):
-    """Mishchenko and Defazio, Prodigy: a parameter-free learner, arXiv:2306.06101, algorithm 4."""
+    """Mishchenko and Defazio, Prodigy, arXiv:2306.06101: the version for Adam."""
 
     lr: NonNegative = 1.0
     betas: tuple[Decay, Decay] = (0.9, 0.999)
@@ -244,7 +244,7 @@ class MARS(stepwell.Optimizer):
 
 
 class CautiousAdamW(stepwell.Optimizer):
-    """Liang et al., Cautious Optimizers, arXiv:2411.16085."""
+    """Liang et al., Cautious Optimizers, arXiv:2411.16085, with the scale of the authors' code."""
 
     lr: NonNegative = 1e-3
     betas: tuple[Decay, Decay] = (0.9, 0.999)

@@ -17,6 +17,7 @@ import torch
 import stepwell
 from stepwell.language import amax, mean, norm, zeros
 from stepwell.language import sum as total
+from stepwell.native.openmp import runtime
 
 from .cases import (
     CASES,
@@ -57,6 +58,8 @@ REDUCING = {"LAMB", "LARS", "Prodigy", "MARS", "CautiousAdamW", "SignedMax", "Fa
 @pytest.fixture
 def two_threads() -> Iterator[None]:
     """Threads are a setting of the process: put it back."""
+    if runtime() is None:
+        pytest.skip("this torch has no OpenMP runtime whose threads a step could use")
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield

@@ -253,6 +253,33 @@ def test_a_lazily_negated_gradient(case: Case, request_: str) -> None:
     assert_same_training(one, other, f"{case.name} with negated views")
 
 
+LAZY: dict[str, tuple[torch.dtype, Callable[[Tensor], Tensor]]] = {
+    "conjugated": (torch.complex64, Tensor.conj),
+    "negated": (torch.float32, torch._neg_view),
+    "turned": (torch.float32, lambda t: t.mT.contiguous().mT),
+    "with gaps": (torch.float32, lambda t: torch.stack([t, t], -1)[..., 0]),
+    "expanded": (torch.float32, lambda t: t[:1].expand(t.shape)),
+}
+
+
+@pytest.mark.parametrize("request_", REQUESTS)
+@pytest.mark.parametrize("lazy", LAZY)
+def test_unscaling_writes_any_gradient(lazy: str, request_: str) -> None:
+    """A loss scaler's factor is taken out of the gradient itself, wherever that lies."""
+    dtype, lay_out = LAZY[lazy]
+    param, plain = (nn.Parameter(numbers((4, 6), dtype, 1)) for _ in range(2))
+    one, other = (stepwell.SGD([p], lr=0.1, **REQUESTS[request_]) for p in (param, plain))
+    for step in range(2):
+        grad = numbers((4, 6), dtype, 10 + step)
+        param.grad, plain.grad = lay_out(grad * 8), lay_out(grad).clone()
+        expected = plain.grad.clone()
+        one.grad_scale, one.found_inf = torch.tensor(8.0), torch.tensor(0.0)
+        one.step()
+        other.step()
+        assert_same_bits(param.grad.resolve_conj().resolve_neg(), expected, "the gradient")
+    assert_same_training(one, other, f"{lazy} gradients, unscaled")
+
+
 def test_a_negated_gradient_of_a_complex_parameter() -> None:
     lazy, plain = (parameters(((4, 6),), torch.complex64) for _ in range(2))
     one, other = stepwell.Adam(lazy), stepwell.Adam(plain)

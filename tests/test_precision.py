@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,6 +21,8 @@ def _measured(rule: str, dtype: torch.dtype) -> Row:
 @pytest.mark.parametrize("dtype", **named(DTYPES))
 @pytest.mark.parametrize("rule", RULES)
 def test_no_backend_is_worse_than_the_better_one_of_torchs(rule: str, dtype: torch.dtype) -> None:
+    if dtype is torch.float64 and np.finfo(np.longdouble).nmant == 52:
+        pytest.skip("a long double is a double here: there is no truth for float64")
     row = _measured(rule, dtype)
     for backend in OURS:
         assert not row.worse(backend), backend

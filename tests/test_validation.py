@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
+
+import stepwell
 
 from .shell_cases import (
     NAMES,
     SignDescent,
     assert_same,
+    fill_grads,
     ours,
     refused,
     snapshot,
@@ -20,7 +24,7 @@ from .shell_cases import (
 )
 
 NOT_NUMBERS = ("0.1", None, True, [0.1], object())
-NOT_FLAGS = (1, 0, "yes", 1.0)
+NOT_FLAGS = [2, 0.5, "True", torch.tensor(True)]
 NOT_PAIRS = (0.9, "ab", (0.9,), (0.9, 0.9, 0.9), {0.9: 1, 0.8: 1}, (0.9, torch.tensor(0.9)))
 
 
@@ -147,8 +151,8 @@ def test_words_begin_with_torchs(name, wrong):
         ("AdamW", "lr", math.nan, "learning rate: nan", "a number in [0, inf)"),
         ("Adam", "betas", (0.9, 1.0), "beta parameter at index 1: 1.0", "a number in [0, 1)"),
         ("SGD", "momentum", "x", "momentum value: 'x'", "a number in [0, inf)"),
-        ("SGD", "nesterov", 1, "nesterov value: 1", "True or False"),
-        ("SGD", "foreach", 1, "foreach value: 1", "True, False or None"),
+        ("SGD", "nesterov", 2, "nesterov value: 2", "True or False"),
+        ("SGD", "foreach", 2, "foreach value: 2", "True, False or None"),
     ],
 )
 def test_what_a_refusal_says(name, key, value, said, allowed):
@@ -191,3 +195,52 @@ def test_nesterov_is_judged_by_the_group():
     more = {"params": weights(), "nesterov": True, "momentum": 0.9, "dampening": 0.5}
     assert "(SGD, group 1)" in str(refused(lambda: optimizer.add_param_group(more)))
     assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize("value", [1, np.True_, True])
+def test_what_is_true_to_numpy_and_to_c_is_a_flag(value):
+    group = stepwell.Adam(weights(), amsgrad=value).param_groups[0]
+    assert group["amsgrad"] is True
+
+
+def test_betas_may_be_an_array():
+    assert stepwell.Adam(weights(), betas=np.array([0.8, 0.9])).defaults["betas"] == (0.8, 0.9)
+
+
+@pytest.mark.parametrize("value", [torch.tensor(1 + 0j), torch.tensor(True)])
+def test_a_tensor_rate_must_be_real(value):
+    with pytest.raises(TypeError, match="Invalid learning rate"):
+        stepwell.SGD(weights(), lr=value)
+
+
+def test_a_tensor_rate_that_goes_wrong_in_place_is_refused_before_the_step():
+    params = weights()
+    lr = torch.tensor(0.1)
+    optimizer = stepwell.SGD(params, lr=lr)
+    fill_grads(params, 0)
+    optimizer.step()
+    before = [param.clone() for param in params]
+    lr.fill_(math.nan)
+    with pytest.raises(ValueError, match="Invalid learning rate: nan"):
+        optimizer.step()
+    assert all(map(torch.equal, params, before))
+
+
+def test_a_schedule_of_torch_may_round_past_zero():
+    """torch's chained LinearLR ends a descent to zero a little below it."""
+    params = weights()
+    optimizer = stepwell.SGD(params, lr=1e-3)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / 3, 0.0, 4)
+    for step in range(6):
+        fill_grads(params, step)
+        optimizer.step()
+        schedule.step()
+    assert optimizer.param_groups[0]["lr"] == 0.0
+    with pytest.raises(ValueError, match="Invalid learning rate"):
+        optimizer.param_groups[0]["lr"] = -1e-9
+
+
+@pytest.mark.parametrize("key", ["_lr", "eps1", "momentum2", "lr_scale", "max_momentum", "lr_"])
+def test_a_key_beside_a_hyperparameter_is_foreign(key):
+    optimizer = stepwell.SGD([{"params": weights(), key: 5}], momentum=0.9)
+    assert optimizer.param_groups[0][key] == 5

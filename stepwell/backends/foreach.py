@@ -223,7 +223,7 @@ class Launch:
             if name in cohort.facts.absent:
                 self._create(name, value)
                 continue
-            if name == "grad" and any(map(has_gaps_or_overlaps, self._grads)):
+            if name == "grad" and any(map(_is_no_plain_memory, self._grads)):
                 # elements that share memory cannot be written one by one
                 for param, grad in zip(cohort.params, value, strict=True):
                     param.grad = _restored(grad, param.grad)
@@ -245,6 +245,10 @@ class Launch:
             state[name] = torch.empty_like(param).detach()
             target = state[name]
             (torch.view_as_real(target) if target.is_complex() else target).copy_(new)
+
+
+def _is_no_plain_memory(grad: Tensor) -> bool:
+    return has_gaps_or_overlaps(grad) or grad.is_conj() or grad.is_neg()
 
 
 def _restored(value: Tensor, like: Tensor | None) -> Tensor:

@@ -15,11 +15,13 @@ import inspect
 import math
 import numbers
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
+import numpy as np
+import torch
 from torch import Tensor
 
 __all__ = [
@@ -87,6 +89,10 @@ SPOKEN = {
 }
 
 
+ROUNDING = 1e-12
+"""How far past the end of its range a computed number may lie, relative to 1 or to the end."""
+
+
 @dataclass(frozen=True)
 class Field:
     """One hyperparameter: its name, default, and the values it takes.
@@ -119,6 +125,19 @@ class Field:
             return "one of " + ", ".join(repr(choice) for choice in self.choices) + none
         return f"in {self.range}{none}"
 
+    def settled(self, value: Any) -> Any:
+        """The number at the end of the range, for one that rounding took past it.
+
+        torch's chained schedules multiply a rate step by step, and end a descent to 0 at -1e-20.
+        """
+        if self.kind != "number" or type(value) is not float or self.range is None:
+            return value
+        if value not in self.range:
+            for end in (self.range.low, self.range.high):
+                if end in self.range and abs(value - end) <= ROUNDING * max(1.0, abs(end)):
+                    return float(end)
+        return value
+
     def check(self, value: Any, owner: str, where: str = "") -> Any:
         """Return the value if this hyperparameter can take it.
 
@@ -129,6 +148,8 @@ class Field:
         place = f"{owner}, {where}" if where else owner
         if self.items:
             return self._check_items(value, place)
+        if self.kind == "flag" and isinstance(value, (int, np.bool_)) and value in (0, 1):
+            return bool(value)
         self._check_number(value, place, self.name, 0)
         return value
 
@@ -176,6 +197,8 @@ class Field:
         if value.device.type != "cpu" or type(value).__name__ == "FakeTensor":
             return None
         assert self.range is not None
+        if value.is_complex() or value.dtype is torch.bool:
+            return TypeError
         return None if value.item() in self.range else ValueError
 
     def static(self, value: Any) -> Any:
@@ -188,6 +211,7 @@ class Field:
         return 0 if self.zero_is_off and value == 0 else ...
 
     def _check_items(self, value: Any, place: str) -> tuple[Any, ...]:
+        value = list(value) if isinstance(value, np.ndarray) and value.ndim == 1 else value
         if isinstance(value, (str, Mapping, Tensor)) or not isinstance(value, Sequence):
             raise TypeError(
                 f"Invalid {self.name}: {value!r} ({place}: {self.name} must be a tuple "
@@ -250,14 +274,19 @@ def fixed(value: bool | str | int) -> Any:
     return Fixed(value)
 
 
-def fields_of(cls: type) -> dict[str, Field]:
-    """The hyperparameters that the body of `cls` declares, in order."""
+def fields_of(cls: type, known: Container[str] | None = None) -> dict[str, Field]:
+    """The hyperparameters that the body of `cls` declares, in order; of those `known`, if given."""
     fields: dict[str, Field] = {}
     keyword_only = False
     for name, hint in _annotations(cls).items():
         if hint is KW_ONLY:
             keyword_only = True
-        elif name.startswith("_") or get_origin(hint) is ClassVar or hint is ClassVar:
+        elif (
+            name.startswith("_")
+            or get_origin(hint) is ClassVar
+            or hint is ClassVar
+            or (known is not None and name not in known)
+        ):
             continue
         elif name not in cls.__dict__:
             raise TypeError(f"{cls.__name__}.{name}: a hyperparameter needs a default")
@@ -327,10 +356,21 @@ def _alternatives(hint: Any, metadata: list[Any]) -> list[Any]:
     return [hint]
 
 
+# what torch's schedulers write into groups
+SCHEDULED = frozenset({"initial_lr", "max_lr", "min_lr", "swa_lr", "max_momentum", "base_momentum"})
+
+
+def _is_longer(key: str, name: str) -> bool:
+    rest = key.removeprefix(name)
+    return rest != key and (rest.startswith("_") or rest.isdigit())
+
+
 def near_miss(key: str, names: Iterable[str]) -> str | None:
     """The name that `key` is a misspelling of, if it looks like one."""
     plain = {name.replace("_", ""): name for name in names}
-    if key in plain.values():
+    # `_lr` is private to somebody, and `eps1` or `lr_scale` means something beside `eps` or `lr`
+    beside = key.startswith("_") or any(_is_longer(key, name) for name in plain.values())
+    if key in SCHEDULED or beside or key in plain.values():
         return None
     close = difflib.get_close_matches(
         key.lower().replace("-", "").replace("_", ""), plain, n=1, cutoff=0.85
