@@ -327,7 +327,7 @@ def _lacks(state: Any, name: str) -> bool:
 
 
 def _is_expanded(tensor: Tensor) -> bool:
-    if tensor.layout is not torch.strided:
+    if tensor.layout is not torch.strided or not tensor.numel():
         return False
     return any(n > 1 and not step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
 

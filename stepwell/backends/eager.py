@@ -148,7 +148,9 @@ class _Row:
         if self.rows:
             indices, shape = self.grad.indices(), self.grad.shape
             value = self._like(value, self.grad.values())
-            self.param.grad = torch.sparse_coo_tensor(indices, value, shape, is_coalesced=True)
+            self.param.grad = torch.sparse_coo_tensor(
+                indices, value, shape, is_coalesced=True, check_invariants=False
+            )
         elif has_gaps_or_overlaps(self.grad) or self.grad.is_conj() or self.grad.is_neg():
             # elements of a gradient that share memory cannot be written one by one
             self.param.grad = self._like(value, self.grad)
