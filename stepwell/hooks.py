@@ -9,12 +9,7 @@ from contextlib import nullcontext
 from typing import Any, ParamSpec, TypeVar
 
 import torch
-from torch._C._dynamo.eval_frame import (
-    _FrameAction,
-    _FrameExecStrategy,
-    get_eval_frame_callback,
-    set_code_exec_strategy,
-)
+from torch._C._dynamo import eval_frame
 from torch.autograd import profiler
 from torch.optim.optimizer import _global_optimizer_post_hooks as global_post_hooks
 from torch.optim.optimizer import _global_optimizer_pre_hooks as global_pre_hooks
@@ -24,6 +19,11 @@ __all__ = ["KINDS", "Hooks", "hooked", "outside_graphs", "profiled"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+get_eval_frame_callback = getattr(
+    eval_frame, "get_eval_frame_callback", torch.compiler.is_compiling
+)
+"""Says whether torch.compile is at work; a call of C, unlike the public one."""
 
 KINDS = (
     "_optimizer_step_pre_hooks",
@@ -112,21 +112,29 @@ def outside_graphs(method: Callable[P, R]) -> Callable[P, R]:
             return quiet(*args, **kwargs)
         return method(*args, **kwargs)
 
-    # neither inlined into a graph nor looked at by itself
-    function: Any = around
-    function._torchdynamo_disable = True
-    skip = _FrameExecStrategy(_FrameAction.SKIP, _FrameAction.DEFAULT)
-    set_code_exec_strategy(function.__code__, skip)
+    _leave_alone(around)
     return around
+
+
+def _leave_alone(function: Any) -> None:
+    """Keep torch.compile from inlining a function into a graph, and from looking at it itself."""
+    function._torchdynamo_disable = True
+    # private to torch: without it, a compiled step costs a look at this frame, and works as well
+    if hasattr(eval_frame, "_FrameExecStrategy") and hasattr(eval_frame, "set_code_exec_strategy"):
+        action = eval_frame._FrameAction
+        skip = eval_frame._FrameExecStrategy(action.SKIP, action.DEFAULT)
+        eval_frame.set_code_exec_strategy(function.__code__, skip)
 
 
 def hooked(step: Callable[P, R]) -> Callable[P, R]:
     """A `step` with the hooks, and the label in a profile, around it."""
 
-    @outside_graphs
     @functools.wraps(step)
     def around(*args: P.args, **kwargs: P.kwargs) -> R:
         optimizer: Any = args[0]
+        if get_eval_frame_callback():
+            quiet: Callable[P, R] = torch.compiler.disable(around)  # type: ignore[no-untyped-call]
+            return quiet(*args, **kwargs)
         if (
             global_pre_hooks
             or global_post_hooks
@@ -140,6 +148,7 @@ def hooked(step: Callable[P, R]) -> Callable[P, R]:
         optimizer._optimizer_step_code()
         return result
 
+    _leave_alone(around)
     # torch wraps a step that does not say this
     around.hooked = True  # type: ignore[attr-defined]
     return around

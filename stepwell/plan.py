@@ -141,7 +141,20 @@ class Plan:
                 row = _Row(index, number, param, programs[index, absent])
                 self._check_row(row, group, have)
                 rows.append(row)
+        self._check_totals({row.program for row in rows})
         return rows
+
+    def _check_totals(self, programs: set[Program]) -> None:
+        """The first total over all parameters must be the same sum for each of them, and so on."""
+        asked = {
+            tuple((i, n.op) for i, n in enumerate(program.totals) if n.value == "all")
+            for program in programs
+        }
+        if len(asked - {()}) > 1:
+            raise RuntimeError(
+                f"{self._formula.name}: its groups ask for different totals with across='all', "
+                "which cannot be added up; give them the same flags, or ask in the same order"
+            )
 
     def _keeps_place(self, param: Tensor, program: Program, have: Any) -> bool:
         known = self._known.get(id(param)) is param.dtype
@@ -207,6 +220,12 @@ class Plan:
         param, name = row.param, self._formula.name
         for key, slot in row.program.slots.items():
             value = have.get(key)
+            ndim = max(param.dim(), 1)
+            if slot.over is not None and not -ndim <= slot.over < ndim:
+                raise RuntimeError(
+                    f"{name}: state {key!r} has size 1 in dimension {slot.over}, which "
+                    f"{self._where(row)} of shape {tuple(param.shape)} does not have"
+                )
             if isinstance(value, Tensor) and value.layout is not torch.strided:
                 raise ValueError(
                     f"{name}: state[{key!r}] of {self._where(row)} has layout {value.layout}; "
@@ -274,31 +293,36 @@ class Plan:
         """Read what this step needs; False if the plan no longer fits and must be made anew."""
         if (grad_scale is None) is not (self._grad_scale is None):
             return False
-        if not (self._same_members() and self._same_states()):
+        if not (self._same_members() and self._hyperparameters.refresh(grad_scale)):
             return False
-        if not self._hyperparameters.refresh(grad_scale):
+        # whose state is whose, in a form in which nothing is hashed: that is a call into Python
+        state = self._state
+        if not (
+            len(state) == len(self._keys)
+            and all(map(is_, state, self._keys))
+            and all(map(is_, state.values(), self._held))
+        ):
             return False
         for param in self._without_grad:
             if param.grad is not None:
                 return False
-        return all(launch.load(grad_scale) for launch in self._launches)
+        for launch in self._launches:  # noqa: SIM110 - all() makes a generator at every step
+            if not launch.load(grad_scale):
+                return False
+        return True
 
     def _same_members(self) -> bool:
-        params: list[Tensor] = []
-        for group, size in zip(self._groups, self._sizes, strict=False):
-            params += group["params"]
-            if len(group["params"]) != size:
+        groups = self._groups
+        if len(groups) == 1:
+            params = groups[0]["params"]
+            return len(params) == len(self._params) and all(map(is_, params, self._params))
+        params = []
+        for group, size in zip(groups, self._sizes, strict=False):
+            members = group["params"]
+            if len(members) != size:
                 return False
-        return len(self._groups) == len(self._sizes) and all(map(is_, params, self._params))
-
-    def _same_states(self) -> bool:
-        # compared in this form nothing is hashed, which for a tensor is a call into Python
-        state = self._state
-        return (
-            len(state) == len(self._keys)
-            and all(map(is_, state, self._keys))
-            and all(map(is_, state.values(), self._held))
-        )
+            params += members
+        return len(groups) == len(self._sizes) and all(map(is_, params, self._params))
 
     def run(self) -> None:
         """Update all parameters."""

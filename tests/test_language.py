@@ -964,6 +964,87 @@ def test_an_order_of_amax_is_not_needed() -> None:
     torch.testing.assert_close(params[0].detach(), expected)
 
 
+class Branching(stepwell.Optimizer):
+    """Asks for totals in an order that depends on a flag."""
+
+    flag: bool = False
+    across: Literal["group", "all"] = "all"
+
+    @staticmethod
+    def update(param: Any, grad: Any, state: Any, group: Any) -> Any:
+        size = norm(grad, across=group.across) if group.flag else 0.0
+        return param - size - total(grad, across=group.across)
+
+
+def _branching(across: str, **request: Any) -> tuple[Any, list[nn.Parameter]]:
+    params = parameters(((3, 4), (5,)), torch.float64)
+    groups = [{"params": [params[0]], "flag": True}, {"params": [params[1]]}]
+    set_grads(params, 0)
+    return Branching(groups, across=across, **request), params
+
+
+@pytest.mark.parametrize("request_", REQUESTS)
+def test_totals_that_cannot_be_added_up_are_refused(request_: str) -> None:
+    optimizer, params = _branching("all", **REQUESTS[request_])
+    before = [param.detach().clone() for param in params]
+    with pytest.raises(RuntimeError, match="its groups ask for different totals with across='all'"):
+        optimizer.step()
+    for param, old in zip(params, before, strict=True):
+        assert_same_bits(param, old, "a refused step")
+
+
+@pytest.mark.parametrize("request_", REQUESTS)
+def test_each_group_may_have_totals_of_its_own(request_: str) -> None:
+    optimizer, params = _branching("group", **REQUESTS[request_])
+    before = [param.detach().clone() for param in params]
+    optimizer.step()
+    for param, old, flag in zip(params, before, (True, False), strict=True):
+        assert param.grad is not None
+        expected = old - param.grad.norm() * flag - param.grad.sum()
+        torch.testing.assert_close(param.detach(), expected)
+
+
+class Rows(stepwell.Optimizer):
+    """A mean over each row, or over the last but one dimension."""
+
+    rows = zeros(over=-1)
+    columns = zeros(over=-2)
+
+    @staticmethod
+    def update(param: Any, grad: Any, state: Any, group: Any) -> Any:
+        state.rows = state.rows + mean(grad, dim=-1)
+        state.columns = state.columns + mean(grad, dim=-2)
+        return param - state.rows * state.columns
+
+
+def test_state_over_a_dimension_that_is_not_there_is_refused() -> None:
+    params = parameters(((3, 4), (5,)), torch.float32)
+    optimizer = Rows(params)
+    set_grads(params, 0)
+    said = r"Rows: state 'columns' has size 1 in dimension -2, which group 0, parameter 1 of shape"
+    with pytest.raises(RuntimeError, match=said):
+        optimizer.step()
+    assert not any(optimizer.state.values())
+
+
+def test_the_last_dimension_of_a_single_number() -> None:
+    class Last(stepwell.Optimizer):
+        rows = zeros(over=-1)
+
+        @staticmethod
+        def update(param: Any, grad: Any, state: Any, group: Any) -> Any:
+            state.rows = state.rows + mean(grad, dim=-1)
+            return param - state.rows
+
+    params = parameters(((), (4,), (2, 3)), torch.float64)
+    before = [param.detach().clone() for param in params]
+    optimizer = train(Last, params, 1)
+    assert [tuple(s["rows"].shape) for s in optimizer.state.values()] == [(), (1,), (2, 1)]
+    for param, old in zip(params, before, strict=True):
+        assert param.grad is not None
+        torch.testing.assert_close(param.detach(), old - param.grad.mean(-1, keepdim=True))
+
+
 def test_totals_need_a_step() -> None:
     with pytest.raises(RuntimeError, match="has a meaning only inside an optimizer's step"):
         norm(torch.ones(3), across="all")

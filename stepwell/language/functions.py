@@ -178,7 +178,7 @@ def numel(x: Any, *, dim: int | None = None, across: str = "tensor") -> Any:
     if isinstance(x, Expr):
         return x.graph.numel(across) if dim is None else x.graph.along("numel", x, dim)
     if dim is not None:
-        return x.size(dim)
+        return x.size(dim) if x.dim() else 1
     return _total(float(x.numel()), across)
 
 
