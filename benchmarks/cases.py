@@ -32,6 +32,8 @@ class Case:
     bars: Mapping[str, float] = field(default_factory=dict)
     limit: float | None = None
     bytes_per_element: int = 0
+    missing: float = 0.0
+    """The share of gradients that is missing, another one at every step."""
 
     def params(self) -> Params:
         """Parameters with gradients, the same at every call."""
@@ -119,8 +121,15 @@ ADAMW_BARS = [
 ]
 SGD_BARS = [{"fused": 3.0}, {"fused": 3.0}, {"fused": 3.0}, AT_MEMORY_LIMIT, AT_MEMORY_LIMIT]
 
+# no bars: what the table above leaves out
+OTHER_ROWS = [
+    Case("1,000 x 1,000 in 1,000 groups", "AdamW", MANY, 1000),
+    Case("200 x 4,096, every other gradient missing", "AdamW", MEDIUM, missing=0.5),
+]
+
 CASES = [
     *_rows("AdamW", torch.float32, {}, ADAMW_BARS, [10.0, 500.0, None, None, None], 28),
+    *OTHER_ROWS,
     *_rows("SGD", torch.float32, SGD, SGD_BARS, [None] * 5, 20),
     *_rows("AdamW", torch.bfloat16, {}, ADAMW_BARS, [10.0, 500.0, None, None, None], 14),
     # torch's fused SGD leaves most bfloat16 parameters as they are: pytorch issue 191763
