@@ -46,8 +46,8 @@ class Library:
         return int(self._engine.get_function_address(name))
 
 
-def load(ir: str, level: int = 3) -> Library:
-    """Verify, optimise (-O`level`) and compile a module of LLVM IR."""
+def load(ir: str, *, optimise: bool = True) -> Library:
+    """Verify, optimise (-O3) and compile a module of LLVM IR."""
     import llvmlite.binding as llvm
 
     # LLVM's contexts are not made for several threads at once
@@ -55,10 +55,11 @@ def load(ir: str, level: int = 3) -> Library:
         module = llvm.parse_assembly(ir)
         module.verify()
         machine = _target()
-        options = llvm.create_pipeline_tuning_options(speed_level=level)
-        options.loop_vectorization = options.slp_vectorization = level > 1
-        passes = llvm.create_pass_builder(machine, options)
-        passes.getModulePassManager().run(module, passes)
+        if optimise:
+            options = llvm.create_pipeline_tuning_options(speed_level=3)
+            options.loop_vectorization = options.slp_vectorization = True
+            passes = llvm.create_pass_builder(machine, options)
+            passes.getModulePassManager().run(module, passes)
         engine = llvm.create_mcjit_compiler(module, machine)
         engine.finalize_object()
     return Library(engine)

@@ -335,8 +335,8 @@ def _read(is_turned: Any) -> tuple[llvm.Library, Any]:
         **{name: _python_function(name) for name in names},
         **{name: f"inttoptr (i64 {id(value)} to ptr)" for name, value in objects.items()},
     )
-    # calls, one after the other: there is nothing to optimise that takes time
-    library = llvm.load(ir, level=1)
+    # calls, one after the other: optimising them takes longer than it ever saves
+    library = llvm.load(ir, optimise=False)
     # PYFUNCTYPE keeps the interpreter's lock, which the calls into Python need
     of_lists = ctypes.PYFUNCTYPE(ctypes.c_int64, *[ctypes.py_object] * 3, ctypes.c_void_p)
     return library, of_lists(library.address("read"))
