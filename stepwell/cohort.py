@@ -16,6 +16,7 @@ from .language import Formula, Program
 from .language.fields import Slot
 
 __all__ = [
+    "PLAIN_TYPES",
     "Cohort",
     "Facts",
     "Hyperparameters",

@@ -7,6 +7,7 @@ changed. Loading it reads what may change from step to step: gradients, addresse
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .backends import Launch, choose, log
-from .cohort import Cohort, Facts, Hyperparameters, facts_of, is_unfit, state_shape
+from .cohort import PLAIN_TYPES, Cohort, Facts, Hyperparameters, facts_of, is_unfit, state_shape
 from .language import Formula, Program
 from .language.fields import Slot
 from .language.program import program_for
@@ -120,8 +121,9 @@ class Plan:
         # whose state is whose
         self._keys, self._held = list(state), list(state.values())
         self._totals = max((len(cohort.program.totals) for cohort in cohorts), default=0)
-        for line in self.describe():
-            log.debug("%s: %s", formula.name, line)
+        if log.isEnabledFor(logging.DEBUG):
+            for line in self.describe():
+                log.debug("%s: %s", formula.name, line)
 
     def _check(self) -> list[_Row]:
         """The parameters that this plan updates, or a refusal; nothing is changed."""
@@ -278,7 +280,7 @@ class Plan:
             created = create_state(row.program, self._groups[row.group], row.param, state)
             state.update(created)
             for tensor in (row.param, *(state[n] for n in row.program.slots if n in state)):
-                if type(tensor) in tensors.PLAIN_TYPES and tensor.layout is torch.strided:
+                if type(tensor) in PLAIN_TYPES and tensor.layout is torch.strided:
                     starts.append(tensor.data_ptr())
                     ends.append(tensor.data_ptr() + tensor.numel() * tensor.element_size())
                     owners.append(index)

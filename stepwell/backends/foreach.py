@@ -142,7 +142,7 @@ class Launch:
             homes[node] = None if place is None else homes[node.args[place]]
             for spent in self._plan.spent[node]:
                 values.pop(spent, None)
-        self._store(values, numbers, homes, slots)
+        self._store(values, numbers, homes)
         for name in cohort.program.scalar_slots:
             if name in program.outputs:
                 new = numbers[program.outputs[name]]
@@ -205,7 +205,6 @@ class Launch:
         values: dict[Expr, List],
         numbers: dict[Expr, Numbers],
         homes: dict[Expr, str | None],
-        slots: dict[str, List],
     ) -> None:
         cohort = self._now
         outputs = {

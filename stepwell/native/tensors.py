@@ -19,22 +19,19 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ..cohort import PLAIN_TYPES
 from . import llvm
 
 __all__ = [
     "DIFFERS",
     "NO_GRADIENT",
     "PARTLY",
-    "PLAIN_TYPES",
     "SAME",
     "TURNED",
     "Reader",
     "is_available",
     "overlapping",
 ]
-
-PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
-"""The types whose memory is what it seems to be; a subclass may mean something else."""
 
 # Fields of DLPackExchangeAPI, in words: version, previous, allocate, import, export, describe.
 DESCRIBE = 5
