@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +22,14 @@ __all__ = [
     "Cohort",
     "Facts",
     "Hyperparameters",
+    "Scaling",
     "columns_of",
     "facts_hold",
     "facts_of",
     "has_gaps_or_overlaps",
     "is_unfit",
+    "keeps_numbers_on_device",
+    "local_part",
     "state_shape",
 ]
 
@@ -50,8 +55,10 @@ class Facts:
     """What a back-end must know before it accepts parameters; equal facts share a launch.
 
     `layout` is "dense", "strided" (gaps, or elements that share memory), "sparse" (the gradient),
-    "subclass" (of Tensor, among parameter, gradient and state) or "lazy" (a conjugate or negative
-    that memory does not show).
+    "sharded" (a DTensor, whose part on this device is dense), "subclass" (of Tensor, among
+    parameter, gradient and state) or "lazy" (a conjugate or negative that memory does not show).
+    `on_device`: the numbers of a parameter (counts, rates) are kept on its device, so that a step
+    neither waits for the device nor needs the host when it is replayed.
     `request` is what `foreach`, `fused` and `differentiable` ask for: the name of a back-end, or
     None for the fastest.
     """
@@ -65,6 +72,20 @@ class Facts:
     layout: str
     request: str | None
     differentiable: bool
+    on_device: bool
+
+
+class Scaling(NamedTuple):
+    """What a GradScaler asks of a step: gradients are `grad_scale` too large; not to do anything
+    if `found_inf` is not zero. Each is a number, a tensor of one element, or None."""
+
+    grad_scale: Any = None
+    found_inf: Any = None
+
+
+def is_elsewhere(value: Any) -> bool:
+    """Whether looking at this number would wait for a device."""
+    return isinstance(value, Tensor) and value.device.type != "cpu"
 
 
 def columns_of(formula: Formula) -> list[str]:
@@ -81,6 +102,10 @@ class Hyperparameters:
     """The numbers of all groups: a row of float64 per group, a column per number of the formula.
 
     Groups are read afresh at every `refresh`; a number that is a tensor is looked at each time.
+
+    Attributes:
+        table: the numbers; NaN for what was left on a device
+        on_device: the tensors that were left there, by row and column
     """
 
     def __init__(self, formula: Formula, groups: list[dict[str, Any]]) -> None:
@@ -90,44 +115,70 @@ class Hyperparameters:
         self._read = itemgetter(*self.names, self.names[0])
         self.columns = columns_of(formula)
         self.table: npt.NDArray[np.float64] = np.full((len(groups), len(self.columns)), np.nan)
+        self.on_device: dict[tuple[int, int], Tensor] = {}
         self._seen: list[Any] = [None] * len(groups)
         self._static: list[Any] = [None] * len(groups)
-        self._scale: float | None = None
+        self._scale: Any = None
+        self._waits = False
 
-    def refresh(self, grad_scale: float | None) -> bool:
-        """Read all groups; False if a fact that a formula may branch on has changed."""
+    def refresh(self, grad_scale: Any, *, waits: bool) -> bool:
+        """Read all groups; False if a fact that a formula may branch on has changed.
+
+        Unless it `waits`, numbers on a device are left there.
+        """
         same = True
-        if grad_scale != self._scale:
-            self._scale = grad_scale
+        if waits:
+            grad_scale = None if grad_scale is None else float(grad_scale)
+        if waits is not self._waits or _differ(grad_scale, self._scale):
+            self._scale, self._waits = grad_scale, waits
             self._seen = [None] * len(self.groups)
         for index, group in enumerate(self.groups):
             values = self._read(group)
-            if values != self._seen[index]:
+            if self._seen[index] is None or values != self._seen[index]:
                 same &= self._store(index, values)
         return same
 
     def _store(self, index: int, values: tuple[Any, ...]) -> bool:
         group = dict(zip(self.names, values, strict=False), grad_scale=self._scale)
         row: list[float] = []
-        has_tensor = False
+        has_tensor = has_elsewhere = False
         for f in self.formula.fields.values():
             if f.kind in ("number", "tuple"):
                 value = group[f.name]
-                if any(isinstance(v, Tensor) for v in (value if f.items else (value,))):
+                numbers = value if f.items else (value,)
+                if any(isinstance(v, Tensor) for v in numbers):
                     # it may have been changed in place, where nothing could look at it
                     has_tensor = True
-                    f.check(value, self.formula.name, f"group {index}")
-                for v in value if f.items else (value,):
-                    # item() because float() warns of a number that autograd follows
-                    number = v.item() if isinstance(v, Tensor) else v
-                    row.append(float("nan") if v is None else float(number))
+                    if self._waits or not any(map(is_elsewhere, numbers)):
+                        f.check(value, self.formula.name, f"group {index}")
+                for v in numbers:
+                    has_elsewhere |= is_elsewhere(v) and f.name != "grad_scale"
+                    row.append(self._number(v, index, len(row), f.name))
         self.table[index] = row
-        static = self.formula.static(group)
+        static = self.formula.static(group), has_elsewhere
         same = self._static[index] is None or self._static[index] == static
         self._static[index] = static
         # a tensor can change in place, behind an equal list
         self._seen[index] = None if has_tensor else values
         return same
+
+    def _number(self, value: Any, index: int, column: int, name: str) -> float:
+        self.on_device.pop((index, column), None)
+        if value is None:
+            return math.nan
+        if is_elsewhere(value) and not self._waits:
+            if name != "grad_scale":
+                self.on_device[index, column] = value
+            return math.nan
+        # item() because float() warns of a number that autograd follows
+        return float(value.item() if isinstance(value, Tensor) else value)
+
+
+def _differ(a: Any, b: Any) -> bool:
+    """Whether these are two numbers; for a tensor that would have to be waited for, two tensors."""
+    if is_elsewhere(a) or is_elsewhere(b):
+        return a is not b
+    return bool(a != b)
 
 
 @dataclass
@@ -135,7 +186,8 @@ class Cohort:
     """The parameters of one launch, with their groups and states, in the optimizer's order.
 
     `aliased` parameters share memory with each other: they must be updated one after the other.
-    `densify` says that sparse gradients are made dense.
+    `densify` says that sparse gradients are made dense. `kept` is what captured graphs read, which
+    must live as long as the parameters.
     """
 
     program: Program
@@ -146,6 +198,7 @@ class Cohort:
     params: list[Tensor] = field(default_factory=list)
     states: list[dict[str, Any]] = field(default_factory=list)
     group_indices: list[int] = field(default_factory=list)
+    kept: list[Any] = field(default_factory=list)
 
     def group(self, row: int) -> Mapping[str, Any]:
         """The hyperparameters of one parameter."""
@@ -176,6 +229,16 @@ class Cohort:
         """One entry of the state of each parameter; KeyError if one is missing."""
         return [state[name] for state in self.states]
 
+    def is_sharded(self) -> bool:
+        """Whether parameters, gradients and state still are DTensors that are cut up alike."""
+        slots = self.program.element_slots
+        return all(
+            _are_alike_shards(
+                param, param if grad is None else grad, [state[n] for n in slots if n in state]
+            )
+            for param, grad, state in zip(self.params, self.gradients(), self.states, strict=True)
+        )
+
 
 def facts_of(
     program: Program,
@@ -196,18 +259,59 @@ def facts_of(
         layout=_layout(param, grad, [state.get(name) for name in program.element_slots]),
         request=_request(group),
         differentiable=bool(group.get("differentiable")),
+        on_device=keeps_numbers_on_device(program, group),
     )
+
+
+def keeps_numbers_on_device(program: Program, group: Mapping[str, Any]) -> bool:
+    """Whether counts, and other state that is one number, lie on the parameter's device."""
+    if group.get("capturable") or group.get("fused") or program.feeds_back:
+        return True
+    values = [group.get(name) for name in program.formula.fields]
+    spread = [v for value in values for v in (value if isinstance(value, tuple) else (value,))]
+    return any(map(is_elsewhere, spread))
 
 
 def _layout(param: Tensor, grad: Tensor, entries: Sequence[Tensor | None]) -> str:
     kept = [param, *(entry for entry in entries if entry is not None)]
     if grad.layout is not torch.strided:
         return "sparse"
+    if _are_alike_shards(param, grad, kept):
+        return "sharded"
     if any(type(tensor) not in PLAIN_TYPES for tensor in (grad, *kept)):
         return "subclass"
     if any(tensor.is_conj() or tensor.is_neg() for tensor in kept):
         return "lazy"
     return "strided" if has_gaps_or_overlaps(param) else "dense"
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """What this process holds of a DTensor; any other tensor itself."""
+    if type(tensor) in PLAIN_TYPES:
+        return tensor
+    with torch.no_grad():
+        local: Tensor = tensor.to_local()  # type: ignore[attr-defined]  # of a DTensor
+    return local
+
+
+def _are_alike_shards(param: Any, grad: Any, kept: Sequence[Any]) -> bool:
+    """Whether all are DTensors that are cut up, and lie in memory, in the same way."""
+    module = sys.modules.get("torch.distributed.tensor")
+    if module is None or any(type(tensor) is not module.DTensor for tensor in (grad, *kept)):
+        return False
+    if any(placement.is_partial() for placement in param.placements):
+        return False
+    here = local_part(param)
+    if has_gaps_or_overlaps(here) or here.is_conj() or here.is_neg():
+        return False
+    for tensor in (grad, *kept):
+        part = local_part(tensor)
+        same_cut = tensor.placements == param.placements and tensor.device_mesh == param.device_mesh
+        if not same_cut or type(part) not in PLAIN_TYPES:
+            return False
+        if (part.shape, part.stride()) != (here.shape, here.stride()):
+            return False
+    return True
 
 
 def _request(group: Mapping[str, Any]) -> str | None:

@@ -26,6 +26,7 @@ from torch.optim.optimizer import (
 )
 from torch.optim.optimizer import required as required
 
+from .cohort import Scaling, is_elsewhere
 from .declaration import Declaration, Flags, declare
 from .hooks import KINDS, Hooks, hooked, outside_graphs, profiled
 from .language import Formula, Transform, program_for
@@ -48,6 +49,9 @@ StateDict = dict[str, Any]
 
 # what a copy or a pickle does not take along
 PASSING = {"_held", "_opt_called", "_stepping", "_warned_capturable_if_run_uncaptured"}
+
+
+UNSCALED = Scaling()
 
 
 class Optimizer(Hooks, Flags, TorchOptimizer):
@@ -154,34 +158,33 @@ class Optimizer(Hooks, Flags, TorchOptimizer):
 
     def _update(self) -> None:
         own = vars(self)
-        scale: Any = None
+        scaling = UNSCALED
         if "found_inf" in own or "grad_scale" in own:
-            if own.get("found_inf"):
+            scaling = Scaling(own.get("grad_scale"), own.get("found_inf"))
+            if not is_elsewhere(scaling.found_inf) and scaling.found_inf:
                 return
-            scale = own.get("grad_scale")
-            scale = None if scale is None else float(scale)
         held = self._held
         if (
             held is None
             or held[1] is not self.param_groups
             or held[2] is not self.state
-            or not held[0].load(scale)
+            or not held[0].load(scaling)
         ):
-            held = self._plan_anew(scale)
+            held = self._plan_anew(scaling)
         held[0].run()
 
-    def _plan_anew(self, scale: float | None) -> tuple[Plan, Any, Any]:
+    def _plan_anew(self, scaling: Scaling) -> tuple[Plan, Any, Any]:
         if self.formula is None:
             raise NotImplementedError(f"{type(self).__name__} has neither an update nor a step")
         plan = Plan(
             self.formula,
             self.param_groups,
             self.state,
-            grad_scale=scale,
+            scaling=scaling,
             densify=self.densify,
             before=None if self._held is None else self._held[0],
         )
-        if not plan.load(scale):
+        if not plan.load(scaling):
             raise RuntimeError(
                 f"{type(self).__name__}: gradients, state or groups changed while a step was "
                 "being prepared"

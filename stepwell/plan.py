@@ -20,11 +20,22 @@ import torch
 from torch import Tensor
 
 from .backends import Launch, choose, log
-from .cohort import PLAIN_TYPES, Cohort, Facts, Hyperparameters, facts_of, is_unfit, state_shape
+from .cohort import (
+    PLAIN_TYPES,
+    Cohort,
+    Facts,
+    Hyperparameters,
+    Scaling,
+    facts_of,
+    is_unfit,
+    keeps_numbers_on_device,
+    state_shape,
+)
 from .language import Formula, Program
 from .language.fields import Slot
 from .language.program import program_for
 from .native import tensors
+from .native.uploads import is_capturing, upload
 
 __all__ = ["Plan", "create_state"]
 
@@ -42,17 +53,18 @@ def create_state(
     What starts unset is left out.
     """
     made: dict[str, Tensor] = {}
+    on_device = keeps_numbers_on_device(program, group)
     for name, slot in program.slots.items():
         value = have.get(name)
+        home = param.device if on_device or not slot.scalar else torch.device("cpu")
         if isinstance(value, Tensor):
-            if not slot.scalar and value.device != param.device:
-                made[name] = value.to(param.device)
+            if value.device != home:
+                made[name] = value.to(home)
         elif slot.initial == "param":
             made[name] = param.detach().clone(memory_format=torch.preserve_format)
         elif slot.scalar:
             number = _initial(slot, group) if value is None else float(value)
-            device = param.device if group.get("capturable") else torch.device("cpu")
-            made[name] = torch.tensor(number, dtype=_scalar_dtype(), device=device)
+            made[name] = torch.tensor(number, dtype=_scalar_dtype(), device=home)
         elif slot.initial is not None:
             made[name] = _filled(param, state_shape(slot, param), _initial(slot, group))
     return made
@@ -94,7 +106,7 @@ class Plan:
         groups: list[Group],
         state: dict[Tensor, dict[str, Any]],
         *,
-        grad_scale: float | None,
+        scaling: Scaling,
         densify: bool = False,
         before: Plan | None = None,
     ) -> None:
@@ -102,24 +114,31 @@ class Plan:
         self._groups = groups
         self._state = state
         self._densify = densify
-        self._grad_scale = grad_scale
+        self._grad_scale = scaling.grad_scale
         self._params = [param for group in groups for param in group["params"]]
         self._sizes = [len(group["params"]) for group in groups]
         self._hyperparameters = Hyperparameters(formula, groups)
-        self._hyperparameters.refresh(grad_scale)
-        static = [formula.static({**group, "grad_scale": grad_scale}) for group in groups]
+        self._hyperparameters.refresh(self._grad_scale, waits=False)
+        static = [formula.static({**g, "grad_scale": self._grad_scale}) for g in groups]
         # parameters that were stepped before keep their place while they have no gradient, so that
         # gradients may come and go
         self._known = {} if before is None else before.grad_dtypes()
+        # what captured graphs read outlives the plan that they were captured from
+        self._kept: list[Any] = [] if before is None else before._kept
         rows = self._check()
+        self._check_first_capture(rows)
         # what is made in inference mode could not be written to outside of it
         with torch.inference_mode(False):
             cohorts = self._form_cohorts(rows, static)
             self._launches: list[Launch] = [choose(cohort).launch(cohort) for cohort in cohorts]
+        self._waits = not all(launch.stays_on_device for launch in self._launches)
+        self._skips = False
+        self._devices = {c.facts.device for c in cohorts if c.facts.device.type in CAPTURABLE}
         placed = {id(row.param) for row in rows}
         self._without_grad = [param for param in self._params if id(param) not in placed]
         # whose state is whose
         self._keys, self._held = list(state), list(state.values())
+        self._orders: dict[int, Tensor] = {}
         self._totals = max((len(cohort.program.totals) for cohort in cohorts), default=0)
         if log.isEnabledFor(logging.DEBUG):
             for line in self.describe():
@@ -266,7 +285,9 @@ class Plan:
             facts = facts_of(row.program, static[row.group], pair, state, group)
             key = (facts, shared, densify)
             if key not in cohorts:
-                cohorts[key] = Cohort(row.program, facts, self._hyperparameters, shared, densify)
+                cohorts[key] = Cohort(
+                    row.program, facts, self._hyperparameters, shared, densify, kept=self._kept
+                )
             cohorts[key].params.append(row.param)
             cohorts[key].states.append(state)
             cohorts[key].group_indices.append(row.group)
@@ -277,8 +298,7 @@ class Plan:
         starts, ends, owners = [], [], []
         for index, row in enumerate(rows):
             state = self._state[row.param]
-            created = create_state(row.program, self._groups[row.group], row.param, state)
-            state.update(created)
+            state.update(create_state(row.program, self._groups[row.group], row.param, state))
             for tensor in (row.param, *(state[n] for n in row.program.slots if n in state)):
                 if type(tensor) in PLAIN_TYPES and tensor.layout is torch.strided:
                     starts.append(tensor.data_ptr())
@@ -291,11 +311,16 @@ class Plan:
 
     # Step after step
 
-    def load(self, grad_scale: float | None) -> bool:
-        """Read what this step needs; False if the plan no longer fits and must be made anew."""
-        if (grad_scale is None) is not (self._grad_scale is None):
+    def load(self, scaling: Scaling) -> bool:
+        """Read what this step needs; False if the plan no longer fits and must be made anew.
+
+        Raises:
+            RuntimeError: the step is being captured into a graph, which would not repeat it
+        """
+        if (scaling.grad_scale is None) is not (self._grad_scale is None):
             return False
-        if not (self._same_members() and self._hyperparameters.refresh(grad_scale)):
+        scale = scaling.grad_scale
+        if not (self._same_members() and self._hyperparameters.refresh(scale, waits=self._waits)):
             return False
         # whose state is whose, in a form in which nothing is hashed: that is a call into Python
         state = self._state
@@ -308,10 +333,42 @@ class Plan:
         for param in self._without_grad:
             if param.grad is not None:
                 return False
-        for launch in self._launches:  # noqa: SIM110 - all() makes a generator at every step
-            if not launch.load(grad_scale):
+        for launch in self._launches:
+            if not launch.load(scaling):
                 return False
+        for device in self._devices:
+            if is_capturing(device):
+                self._check_capture(device)
+        # a device that is told to skip finds out by itself
+        # a launch that stays on the device finds out there
+        self._skips = self._waits and bool(scaling.found_inf)
         return True
+
+    def _check_first_capture(self, rows: list[_Row]) -> None:
+        """State that is made in a capture would be made anew at every replay."""
+        for row in rows:
+            lacking = [n for n in row.program.slots if _lacks(self._state.get(row.param, {}), n)]
+            if lacking and row.param.device.type in CAPTURABLE and is_capturing(row.param.device):
+                raise RuntimeError(
+                    f"{self._formula.name}: {self._where(row)} has no state yet ({lacking[0]}), "
+                    "and a graph would make it anew at every replay; take a step before the capture"
+                )
+
+    def _check_capture(self, device: torch.device) -> None:
+        """A graph repeats what the device did; what the host did would stay as it is now."""
+        words = (
+            f"Attempting {device.type.upper()} graph capture of step() for an instance of "
+            f"{self._formula.name} but param_groups' capturable is False."
+        )
+        if any(group.get("capturable") is False for group in self._groups):
+            raise RuntimeError(f"{words} (set capturable=True, and take a step before the capture)")
+        for launch in self._launches:
+            cohort = launch.cohort
+            if cohort.program.scalar_slots and not cohort.facts.on_device:
+                raise RuntimeError(
+                    f"{words} ({self._formula.name} counts its steps on the host: set fused=True, "
+                    "and take a step before the capture)"
+                )
 
     def _same_members(self) -> bool:
         groups = self._groups
@@ -328,24 +385,74 @@ class Plan:
 
     def run(self) -> None:
         """Update all parameters."""
+        if self._skips:
+            return
         if torch.is_inference_mode_enabled():
             with torch.inference_mode(False):
                 self.run()
             return
-        found: list[dict[int | None, float]] = []
+        found: list[Any] = []
         while len(found) < self._totals:
-            shares: defaultdict[int | None, list[float]] = defaultdict(list)
-            for launch in self._launches:
-                for key, value in launch.shares(found):
-                    shares[key].append(value)
-            # the exact sum, so that it does not depend on how parameters are grouped
-            found.append({key: math.fsum(values) for key, values in shares.items()})
+            found.append(self._total([launch.shares(found) for launch in self._launches], found))
         for launch in self._launches:
             launch.run(found)
+
+    def _total(self, shares: list[Any], found: list[Any]) -> Any:
+        """The next total: a number by group, or a tensor if all shares are tensors.
+
+        Either way it does not depend on how parameters are grouped: the sum of host numbers is
+        exact, those on a device are put into the order of the parameters.
+        """
+        launches = [
+            launch for launch, share in zip(self._launches, shares, strict=True) if len(share)
+        ]
+        shares = [share for share in shares if len(share)]
+        if all(isinstance(share, Tensor) for share in shares):
+            order = self._order_of_totals(launches, len(found))
+            device = shares[0].device
+            together = torch.cat([share.to(device, non_blocking=True) for share in shares])
+            padded = torch.nn.functional.pad(together, (0, 1))
+            return padded[order].sum(dim=1)
+        by_key: defaultdict[int | None, list[float]] = defaultdict(list)
+        for launch, share in zip(launches, shares, strict=True):
+            pairs = share
+            if isinstance(share, Tensor):
+                keys = _total_keys(launch.cohort, len(found))
+                pairs = zip(keys, share.tolist(), strict=True)
+            for key, value in pairs:
+                by_key[key].append(value)
+        return {key: math.fsum(values) for key, values in by_key.items()}
+
+    def _order_of_totals(self, launches: list[Launch], number: int) -> Tensor:
+        """Which shares add up: a row per group, and one for all; the index past the end is 0."""
+        if number not in self._orders:
+            places = {id(param): place for place, param in enumerate(self._params)}
+            rows: list[list[tuple[int, int]]] = [[] for _ in range(len(self._groups) + 1)]
+            cohorts = [launch.cohort for launch in launches]
+            members = [
+                (places[id(param)], key)
+                for cohort in cohorts
+                for param, key in zip(cohort.params, _total_keys(cohort, number), strict=True)
+            ]
+            for index, (place, key) in enumerate(members):
+                rows[-1 if key is None else key].append((place, index))
+            width = max(map(len, rows))
+            table = np.full((len(rows), width), len(members), np.int64)
+            for row, entries in zip(table, rows, strict=True):
+                row[: len(entries)] = [index for _, index in sorted(entries)]
+            self._orders[number] = upload(table, cohorts[0].facts.device, self._kept)
+        return self._orders[number]
 
     def describe(self) -> list[str]:
         """A line per launch: its back-end and what it updates."""
         return [_described(launch) for launch in self._launches]
+
+
+def _total_keys(cohort: Cohort, number: int) -> list[int | None]:
+    """What each parameter adds to: its group, or None for all parameters."""
+    if cohort.program.totals[number].value == "all":
+        return [None] * len(cohort.params)
+    return list(cohort.group_indices)
 
 
 def _lacks(state: Any, name: str) -> bool:

@@ -3,36 +3,49 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import import_module
 from typing import Any, NamedTuple, Protocol
 
-from ..cohort import Cohort, Facts
+from torch import Tensor
+
+from ..cohort import Cohort, Facts, Scaling
 from ..language import Program
 
 __all__ = ["BACKENDS", "Backend", "Launch", "choose"]
 
 log = logging.getLogger("stepwell")
 
-BACKENDS = ("cpu", "foreach", "eager")
+BACKENDS = ("triton", "cpu", "foreach", "eager")
 """Module names in this package. `fused=True` asks for the first, `foreach=True` for "foreach"."""
+
+
+Found = Sequence[Any]
+"""The totals that are known, in order: a number by group (None for all parameters), or a tensor
+of the numbers by group, the last one for all parameters. It is the latter if all shares were."""
 
 
 class Launch(Protocol):
     """A cohort made ready to be updated again and again."""
 
     cohort: Cohort
+    stays_on_device: bool
+    """Whether it reads numbers that lie on a device there, and skips a step there."""
 
     def __init__(self, cohort: Cohort) -> None: ...
 
-    def load(self, grad_scale: float | None) -> bool:
+    def load(self, scaling: Scaling) -> bool:
         """Read what this step needs; False if the facts of the cohort have changed."""
 
-    def shares(self, found: Sequence[Mapping[Any, float]]) -> list[tuple[int | None, float]]:
-        """What each parameter adds to the next total of the program: (group or None, number)."""
+    def shares(self, found: Found) -> list[tuple[int | None, float]] | Tensor:
+        """What each parameter adds to the next total of the program.
 
-    def run(self, found: Sequence[Mapping[Any, float]] = ()) -> None:
+        As (group or None, number) for those with a gradient, or on a device: one float64 per
+        parameter, 0 for those without.
+        """
+
+    def run(self, found: Found = ()) -> None:
         """Update the parameters and their state, given all totals of the program."""
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..cohort import Cohort, Facts, facts_hold, has_gaps_or_overlaps
+from ..cohort import Cohort, Facts, Scaling, facts_hold, has_gaps_or_overlaps
 from ..language import Program
 from ..language.functions import Totals, answering
 from ..language.number import Number
@@ -36,16 +36,18 @@ def refuses(program: Program, facts: Facts) -> str | None:
 class Launch:
     """One step of a cohort, a parameter after the other."""
 
+    stays_on_device = False
+
     def __init__(self, cohort: Cohort) -> None:
         self.cohort = cohort
         self._now = cohort
         self.grads: list[Tensor] = []
-        self.grad_scale: float | None = None
+        self.grad_scale: Any = None
 
-    def load(self, grad_scale: float | None) -> bool:
+    def load(self, scaling: Scaling) -> bool:
         """Take this step's gradients; False if the cohort's facts are no longer true."""
         self._now, self.grads = self.cohort.present()
-        self.grad_scale = grad_scale
+        self.grad_scale = scaling.grad_scale
         return facts_hold(self._now, self.grads)
 
     def shares(self, found: Found) -> list[tuple[int | None, float]]:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..cohort import Cohort, Facts, columns_of, facts_hold, has_gaps_or_overlaps
+from ..cohort import Cohort, Facts, Scaling, columns_of, facts_hold, has_gaps_or_overlaps
 from ..language import Program, functions
 from ..language.expr import Expr, Graph, Kind
 from ..language.number import Number
@@ -94,8 +94,10 @@ def refuses(program: Program, facts: Facts) -> str | None:
         return f"no operation {', '.join(sorted(missing))}"
     if program.totals:
         return "a value depends on several parameters"
-    if facts.layout in ("sparse", "subclass", "lazy"):
+    if facts.layout not in ("dense", "strided"):
         return f"{facts.layout} memory"
+    if facts.on_device and facts.device.type != "cpu":
+        return "counts and rates on the device"
     if any(slot.over is not None for slot in program.slots.values()):
         return "state that is smaller than its parameter"
     return None
@@ -103,6 +105,8 @@ def refuses(program: Program, facts: Facts) -> str | None:
 
 class Launch:
     """A cohort whose tensors are updated as lists."""
+
+    stays_on_device = False
 
     def __init__(self, cohort: Cohort) -> None:
         self.cohort = cohort
@@ -112,7 +116,7 @@ class Launch:
         self._plan = _Liveness(self._program)
         self._columns = {name: i for i, name in enumerate(columns_of(cohort.program.formula))}
 
-    def load(self, grad_scale: float | None) -> bool:
+    def load(self, scaling: Scaling) -> bool:
         """Take this step's gradients; False if the cohort's facts are no longer true."""
         self._now, self._grads = self.cohort.present()
         return facts_hold(self._now, self._grads)

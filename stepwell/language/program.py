@@ -93,6 +93,15 @@ class Program:
         return tuple(level[node.index] for node in self.nodes)
 
     @cached_property
+    def feeds_back(self) -> bool:
+        """Whether state that is one number per parameter depends on the parameter's elements."""
+        return any(
+            self.slots[name].scalar and node.kind is Kind.REDUCED
+            for name, node in self.outputs.items()
+            if name in self.slots
+        )
+
+    @cached_property
     def is_idle(self) -> bool:
         """Whether a zero gradient changes nothing, so that absent rows need no visit."""
         zero: set[int] = set()

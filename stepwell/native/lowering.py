@@ -13,21 +13,15 @@ operations wherever it lies, so results are the same bits for any number of thre
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
-
-import torch
-
 from ..cohort import columns_of
-from ..language.expr import REDUCTIONS, Expr, Kind
-from ..language.program import Program
+from ..language.expr import Expr, Kind
 from . import llvm
 from .assembly import CONTEXT, MEMORY, OPS, Body, declarations
 from .openmp import Runtime
-from .rewrite import rewrite
+from .schedule import LEAVES, Schedule
 from .tensors import NO_GRADIENT
 
-__all__ = ["SUPPORTED", "Kernel", "lower"]
+__all__ = ["SUPPORTED", "Lowering"]
 
 # How a reduction starts, and how two parts are joined. A sum may be taken in any order within a
 # block, so that it is taken several elements at once: the same order on the same processor.
@@ -36,97 +30,32 @@ REDUCE = {
     "amax": ("0xFFF0000000000000", "call double @llvm.maximum.f64(double {0}, double {1})"),
 }
 
-LEAVES = frozenset({"param", "grad", "state", "group", "const", "numel"})
 SUPPORTED = LEAVES | OPS.keys() | REDUCE.keys() | {"lerp"}
 
 
-@dataclass(frozen=True)
-class Kernel:
-    """The IR of a program, and the shapes of the tables that it works on.
+class Lowering(Schedule):
+    """A program as LLVM IR."""
 
-    `slots` are the rows of the table of addresses, `scalars` those that hold one number per
-    parameter, `columns` how many numbers each parameter has,
-    `reduced` the values that a reduction, or a total, fills in, each with its column.
-    """
+    def module(self, runtime: Runtime | None) -> str:
+        """All functions, up to `run`."""
+        parts = [declarations()]
+        for k in range(self.sweeps):
+            rows = self.rows(k, self.kind, finish=k == self.sweeps - 1)
+            parts += [rows, self.sweep(k), self.block(k), _share(k, runtime)]
+            parts += [self.reduce(k)] if self.reductions_at(k) else []
+        return "\n".join([*parts, self.run()])
 
-    ir: str
-    slots: tuple[str, ...]
-    scalars: tuple[str, ...]
-    columns: int
-    reduced: dict[Expr, int]
-    totals: tuple[Expr, ...]
-    passes: dict[Expr, int]
-    sweeps: int
-
-
-def lower(program: Program, dtypes: dict[str, torch.dtype], runtime: Runtime | None) -> Kernel:
-    """Write the IR of a program for slots with these dtypes (real ones)."""
-    kind = "double" if dtypes["param"] is torch.float64 else "float"
-    low = _Lowering(rewrite(program, keep_divisions=kind == "double"), dtypes, kind)
-    parts = [declarations()]
-    for k in range(low.sweeps):
-        parts += [low.rows(k), low.sweep(k), low.block(k), _share(k, runtime)]
-        parts += [low.reduce(k)] if low.reductions_at(k) else []
-    parts.append(low.run())
-    passes = dict(zip(low.program.nodes, low.program.passes, strict=True))
-    columns = max(len(low.columns), 1)
-    return Kernel(
-        "\n".join(parts),
-        low.slots,
-        low.scalar_state,
-        columns,
-        low.reduced,
-        low.program.totals,
-        passes,
-        low.sweeps,
-    )
-
-
-class _Lowering:
-    """What the functions of one program have in common."""
-
-    def __init__(self, program: Program, dtypes: dict[str, torch.dtype], kind: str) -> None:
-        self.program = program
-        self.dtypes = dtypes
-        self.kind = kind
-        self.passes = dict(zip(program.nodes, program.passes, strict=True))
-        self.sweeps = 1 + max(self.passes.values(), default=0)
-        known = [n for n in program.nodes if n.op in REDUCTIONS]
-        known += [n for n in program.nodes if n.op == "numel" and n.value != "tensor"]
-        self.reduced = {node: column for column, node in enumerate(known)}
-        self.element_state = tuple(n for n in program.element_slots if n in dtypes)
-        self.scalar_state = tuple(n for n in program.scalar_slots if n in dtypes)
-        self.elements = ("param", *self.element_state, "grad")
-        # what is written comes first, the gradient last
-        self.slots = ("param", *self.element_state, *self.scalar_state, "grad")
-        self.element_outputs = {n: v for n, v in program.outputs.items() if n in self.elements}
-        self.scalar_outputs = {n: v for n, v in program.outputs.items() if n in self.scalar_state}
-
-    def reductions_at(self, k: int) -> list[Expr]:
-        """The reductions that sweep k computes."""
-        return [n for n in self.reduced if n.op in REDUCTIONS and self.passes[n] == k + 1]
-
-    def wanted(self, k: int) -> list[Expr]:
-        """The values that sweep k needs, each after its arguments."""
-        targets = [node.args[0] for node in self.reductions_at(k)]
-        targets += self.element_outputs.values() if k == self.sweeps - 1 else ()
-        needed = {node.index for node in targets}
-        for node in reversed(self.program.nodes):
-            if node.index in needed and node.kind is Kind.ELEMENT:
-                needed.update(arg.index for arg in node.args)
-        return [node for node in self.program.nodes if node.index in needed]
-
-    @cached_property
-    def columns(self) -> dict[Expr, int]:
-        """The column of each number that a sweep reads."""
-        read = [node for k in range(self.sweeps) for node in self.wanted(k)]
-        numbers = [n for n in read if n.kind is not Kind.ELEMENT and n.op != "const"]
-        return {node: column for column, node in enumerate(dict.fromkeys(numbers))}
+    def rows_module(self) -> str:
+        """rows_0 alone, with a table of float64, for sweeps that are done elsewhere."""
+        return "\n".join([declarations(), self.rows(0, "double", finish=True, linkage="")])
 
     # The numbers of each parameter
 
-    def rows(self, k: int) -> str:
-        """rows_K: fill the columns that are known before sweep K."""
+    def rows(self, k: int, kind: str, *, finish: bool, linkage: str = "internal") -> str:
+        """rows_K: fill the columns that are known before sweep K; `finish` stores scalar state.
+
+        `kind` is the type of the table's entries.
+        """
         body = Body()
         rows = body.word("rows")
         tables = {name: body.pointer(name) for name in CONTEXT[1:10]}
@@ -147,18 +76,19 @@ class _Lowering:
         places = {n: self._place(body, tables["addresses"], rows, n) for n in self.scalar_state}
         old = {name: body.load(self.dtypes[name], at) for name, at in places.items()}
         self._branch_if_same(body, memory, group, old)
-        self._copy_row(body, tables["numbers"], memory["row"])
+        self._copy_row(body, kind, tables["numbers"], memory["row"])
         body.do("compute:")
         values = self._numbers(body, k, tables, group, old)
-        self._remember(body, k, tables["numbers"], memory, {"group": group, **old}, values)
+        self._fill(body, kind, tables["numbers"], values)
+        self._remember(body, memory, {"group": group, **old}, values if finish else {})
         body.do("br label %finish", "finish:")
-        if k == self.sweeps - 1:
+        if finish:
             for name in self.scalar_outputs:
                 value = body.emit(f"load double, ptr {memory['new ' + name]}")
                 body.store(self.dtypes[name], value, places[name])
         body.do("br label %advance", "advance:")
         body.do("%row1 = add i64 %row, 1", "br label %next", "end:", "ret void")
-        return body.function(f"void @rows_{k}(ptr %context)")
+        return body.function(f"void @rows_{k}(ptr %context)", linkage)
 
     def _is_absent(self, body: Body, addresses: str, rows: str, row: str) -> str:
         """Whether a parameter has no gradient in this step, and is to be left alone."""
@@ -186,13 +116,13 @@ class _Lowering:
             same = body.emit(f"and i1 {same}, {equal}")
         body.do(f"br i1 {same}, label %copy, label %compute", "copy:")
 
-    def _copy_row(self, body: Body, numbers: str, last_computed: str) -> None:
+    def _copy_row(self, body: Body, kind: str, numbers: str, last_computed: str) -> None:
         before = body.emit(f"load i64, ptr {last_computed}")
         for column in self.columns.values():
-            at = body.cell(self.kind, numbers, len(self.columns), before, column)
-            value = body.emit(f"load {self.kind}, ptr {at}")
-            to = body.cell(self.kind, numbers, len(self.columns), "%row", column)
-            body.do(f"store {self.kind} {value}, ptr {to}")
+            at = body.cell(kind, numbers, len(self.columns), before, column)
+            value = body.emit(f"load {kind}, ptr {at}")
+            to = body.cell(kind, numbers, len(self.columns), "%row", column)
+            body.do(f"store {kind} {value}, ptr {to}")
         body.do("br label %finish")
 
     def _numbers(
@@ -221,28 +151,24 @@ class _Lowering:
                 values[node] = body.operation(node.op, *(values[arg] for arg in node.args))
         return values
 
-    def _remember(
-        self,
-        body: Body,
-        k: int,
-        numbers: str,
-        memory: dict[str, str],
-        key: dict[str, str],
-        values: dict[Expr, str],
-    ) -> None:
+    def _fill(self, body: Body, kind: str, numbers: str, values: dict[Expr, str]) -> None:
         for node, column in self.columns.items():
             if node in values:
                 value = values[node]
                 if node.is_boolean:
                     value = body.emit(f"uitofp i1 {value} to double")
-                at = body.cell(self.kind, numbers, len(self.columns), "%row", column)
-                body.do(f"store {self.kind} {body.convert(value, 'double', self.kind)}, ptr {at}")
+                at = body.cell(kind, numbers, len(self.columns), "%row", column)
+                body.do(f"store {kind} {body.convert(value, 'double', kind)}, ptr {at}")
+
+    def _remember(
+        self, body: Body, memory: dict[str, str], key: dict[str, str], values: dict[Expr, str]
+    ) -> None:
+        """Note what a row was computed from, and the new state."""
         body.do(f"store i64 %row, ptr {memory['row']}")
         for name, value in key.items():
             body.do(f"store {'i64' if name == 'group' else 'double'} {value}, ptr {memory[name]}")
-        if k == self.sweeps - 1:
-            for name, node in self.scalar_outputs.items():
-                body.do(f"store double {values[node]}, ptr {memory['new ' + name]}")
+        for name, node in self.scalar_outputs.items() if values else ():
+            body.do(f"store double {values[node]}, ptr {memory['new ' + name]}")
 
     # A sweep over the elements
 
@@ -258,7 +184,7 @@ class _Lowering:
         for j, node in enumerate(reductions):
             body.do(f"%sum{j} = phi double [ {REDUCE[node.op][0]}, %0 ], [ %more{j}, %loop ]")
         values = self._elements(body, k, numbers)
-        for name, node in self.element_outputs.items() if k == self.sweeps - 1 else ():
+        for name, node in self.stores_at(k).items():
             body.store(self.dtypes[name], values[node], self._element_address(body, name))
         for j, node in enumerate(reductions):
             value = body.convert(values[node.args[0]], self.kind, "double")

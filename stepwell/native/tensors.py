@@ -366,8 +366,8 @@ def _is_turned(tensor: Tensor) -> bool:
 class Reader:
     """Reads parameters, entries of their state and gradients, always of the same kinds.
 
-    `addresses` has a row per slot (the parameter, each of `keys`, the gradient) and a column per
-    parameter.
+    It fills `addresses`, which has a row per slot (the parameter, each of `keys`, the gradient)
+    and a column per parameter.
     """
 
     def __init__(
@@ -376,6 +376,7 @@ class Reader:
         states: list[dict[str, Any]],
         keys: Sequence[str],
         grads: list[Tensor],
+        addresses: npt.NDArray[np.int64],
     ) -> None:
         slots = [params, *([state[key] for state in states] for key in keys), grads]
         facts: list[int] = []
@@ -389,8 +390,8 @@ class Reader:
             np.array(facts, np.int64),
             np.array(offsets, np.int64),
         )
-        self.addresses: npt.NDArray[np.int64] = np.zeros((len(slots), len(params)), np.int64)
-        pointers = [table.ctypes.data for table in (*self._tables, self.addresses)]
+        self._addresses = addresses
+        pointers = [table.ctypes.data for table in (*self._tables, addresses)]
         self._context = np.array([len(params), len(keys), *pointers], np.int64)
         self._at = self._context.ctypes.data
         is_complex = params[0].is_complex()

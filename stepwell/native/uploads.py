@@ -1,0 +1,127 @@
+"""Tables that the host writes and a device reads, without either waiting for the other.
+
+A copy from pinned memory runs behind the host's back: the memory must stay as it is until then.
+torch's allocator of pinned memory sees to that, so every upload goes through a piece of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+__all__ = ["Mirror", "Uploaded", "current_stream", "is_capturing", "made_current", "upload"]
+
+
+def is_capturing(device: torch.device) -> bool:
+    """Whether work on the device is being captured into a graph, not done."""
+    ask = getattr(torch.get_device_module(device), "is_current_stream_capturing", None)
+    return bool(ask and ask())
+
+
+def current_stream(device: torch.device) -> Any:
+    """The stream that work on the device goes to; None on a CPU."""
+    if device.type == "cpu":
+        return None
+    return torch.get_device_module(device).current_stream(device)
+
+
+class made_current:  # noqa: N801 - used like a function
+    """In this context the device is the current one, which is where Triton launches."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._context: Any = None
+        if device.type != "cpu":
+            module = torch.get_device_module(device)
+            if module.current_device() != device.index:
+                self._context = module.device(device)
+
+    def __enter__(self) -> None:
+        if self._context is not None:
+            self._context.__enter__()
+
+    def __exit__(self, *exception: object) -> None:
+        if self._context is not None:
+            self._context.__exit__(*exception)
+
+
+def _staged(words: int, device: torch.device) -> Tensor:
+    return torch.empty(words, dtype=torch.int64, pin_memory=device.type != "cpu")
+
+
+def upload(array: npt.NDArray[Any], device: torch.device, kept: list[Any]) -> Tensor:
+    """A copy of an array of 64-bit numbers on the device.
+
+    In a capture the copying becomes part of the graph, so that its source goes to `kept`.
+    """
+    source = torch.from_numpy(np.ascontiguousarray(array))
+    staged = _staged(source.numel(), device).view(source.dtype)
+    staged.copy_(source.reshape(-1))
+    made = torch.empty(source.shape, dtype=source.dtype, device=device)
+    made.view(-1).copy_(staged, non_blocking=True)
+    if is_capturing(device):
+        kept += [staged, made]
+    return made
+
+
+class Uploaded(NamedTuple):
+    """The device's copy of a mirror: all of it, its integers and its floating point numbers."""
+
+    table: Tensor
+    integers: Tensor
+    floats: Tensor
+
+
+class Mirror:
+    """A table of integers and float64 numbers on the host, and its copy on a device.
+
+    Attributes:
+        integers, floats: the host's side, to be written to
+        copy: the device's side
+    """
+
+    def __init__(self, integers: int, floats: int, device: torch.device) -> None:
+        self._device = device
+        self._host = np.zeros(integers + floats, np.int64)
+        self.integers = self._host[:integers]
+        self.floats = self._host[integers:].view(np.float64)
+        self._source = torch.from_numpy(self._host)
+        self.copy = self._new_copy()
+        self._sent = b""
+        self._spare: tuple[Tensor, Uploaded] | None = None
+
+    def _new_copy(self) -> Uploaded:
+        table = torch.empty(len(self._host), dtype=torch.int64, device=self._device)
+        count = len(self.integers)
+        return Uploaded(table, table[:count], table[count:].view(torch.float64))
+
+    def send(self) -> Uploaded:
+        """The device's copy, brought up to date; nothing is copied that is there already."""
+        now = self._host.tobytes()
+        if now != self._sent:
+            staged = _staged(len(self._host), self._device)
+            staged.copy_(self._source)
+            self.copy.table.copy_(staged, non_blocking=True)
+            self._sent = now
+        if self._spare is None:
+            # during a capture no memory should have to be asked for
+            self._spare = _staged(len(self._host), self._device), self._new_copy()
+        return self.copy
+
+    def send_captured(self, kept: list[Any]) -> Uploaded:
+        """A copy of its own for a graph: replays copy it anew, steps in between leave it alone."""
+        if self._spare is None:
+            self._spare = _staged(len(self._host), self._device), self._new_copy()
+        staged, copy = self._spare
+        self._spare = None
+        staged.copy_(self._source)
+        copy.table.copy_(staged, non_blocking=True)
+        kept += [staged, copy]
+        return copy
+
+    def tensors(self) -> list[Tensor]:
+        """What lies on the device."""
+        return [self.copy.table] + ([] if self._spare is None else [self._spare[1].table])
