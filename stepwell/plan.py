@@ -138,7 +138,7 @@ class Plan:
         self._without_grad = [param for param in self._params if id(param) not in placed]
         # whose state is whose
         self._keys, self._held = list(state), list(state.values())
-        self._orders: dict[int, Tensor] = {}
+        self._members: dict[int, Tensor] = {}
         self._totals = max((len(cohort.program.totals) for cohort in cohorts), default=0)
         if log.isEnabledFor(logging.DEBUG):
             for line in self.describe():
@@ -400,19 +400,20 @@ class Plan:
     def _total(self, shares: list[Any], found: list[Any]) -> Any:
         """The next total: a number by group, or a tensor if all shares are tensors.
 
-        Either way it does not depend on how parameters are grouped: the sum of host numbers is
-        exact, those on a device are put into the order of the parameters.
+        Either way it does not depend on how parameters are ordered and grouped: the sum of host
+        numbers is exact, those on a device are sorted first.
         """
         launches = [
             launch for launch, share in zip(self._launches, shares, strict=True) if len(share)
         ]
         shares = [share for share in shares if len(share)]
         if all(isinstance(share, Tensor) for share in shares):
-            order = self._order_of_totals(launches, len(found))
+            members = self._members_of_totals(launches, len(found))
             device = shares[0].device
             together = torch.cat([share.to(device, non_blocking=True) for share in shares])
             padded = torch.nn.functional.pad(together, (0, 1))
-            return padded[order].sum(dim=1)
+            # in the order of size, so that the order of the parameters is not part of the result
+            return padded[members].sort(dim=1).values.sum(dim=1)
         by_key: defaultdict[int | None, list[float]] = defaultdict(list)
         for launch, share in zip(launches, shares, strict=True):
             pairs = share
@@ -423,25 +424,19 @@ class Plan:
                 by_key[key].append(value)
         return {key: math.fsum(values) for key, values in by_key.items()}
 
-    def _order_of_totals(self, launches: list[Launch], number: int) -> Tensor:
-        """Which shares add up: a row per group, and one for all; the index past the end is 0."""
-        if number not in self._orders:
-            places = {id(param): place for place, param in enumerate(self._params)}
-            rows: list[list[tuple[int, int]]] = [[] for _ in range(len(self._groups) + 1)]
-            cohorts = [launch.cohort for launch in launches]
-            members = [
-                (places[id(param)], key)
-                for cohort in cohorts
-                for param, key in zip(cohort.params, _total_keys(cohort, number), strict=True)
-            ]
-            for index, (place, key) in enumerate(members):
-                rows[-1 if key is None else key].append((place, index))
-            width = max(map(len, rows))
-            table = np.full((len(rows), width), len(members), np.int64)
-            for row, entries in zip(table, rows, strict=True):
-                row[: len(entries)] = [index for _, index in sorted(entries)]
-            self._orders[number] = upload(table, cohorts[0].facts.device, self._kept)
-        return self._orders[number]
+    def _members_of_totals(self, launches: list[Launch], number: int) -> Tensor:
+        """Which shares add up: a row per group, and one for all; past the end stands for none."""
+        if number not in self._members:
+            rows: list[list[int]] = [[] for _ in range(len(self._groups) + 1)]
+            keys = [key for launch in launches for key in _total_keys(launch.cohort, number)]
+            for index, key in enumerate(keys):
+                rows[-1 if key is None else key].append(index)
+            table = np.full((len(rows), max(map(len, rows))), len(keys), np.int64)
+            for row, members in zip(table, rows, strict=True):
+                row[: len(members)] = members
+            device = launches[0].cohort.facts.device
+            self._members[number] = upload(table, device, self._kept)
+        return self._members[number]
 
     def describe(self) -> list[str]:
         """A line per launch: its back-end and what it updates."""

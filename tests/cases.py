@@ -11,15 +11,18 @@ import torch
 from torch import Tensor
 
 import stepwell
+from stepwell.native.triton_jit import is_interpreting
 
 Shapes = Sequence[tuple[int, ...]]
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-# the ways a user names a back-end, and the one that is then expected on a CPU
+# what is fastest for the tests' tensors: with TRITON_INTERPRET=1, the kernels for GPUs on a CPU
+NATIVE = "triton" if is_interpreting() else "cpu"
+# the ways a user names a back-end, and the one that is then expected
 REQUESTS: dict[str, dict[str, bool]] = {
     "eager": {"foreach": False},
     "foreach": {"foreach": True},
-    "cpu": {"fused": True},
+    NATIVE: {"fused": True},
 }
 # none, one, less than a vector register, more than one, more than a block, and 0-d
 SIZES: Shapes = ((0,), (1,), (7,), (10, 100), (20_000,), ())

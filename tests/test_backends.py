@@ -18,10 +18,12 @@ import stepwell
 from stepwell.language import amax, mean, norm, zeros
 from stepwell.language import sum as total
 from stepwell.native.openmp import runtime
+from stepwell.native.triton_jit import is_interpreting
 
 from .cases import (
     CASES,
     FLOATS,
+    NATIVE,
     PLAIN,
     REQUESTS,
     SIZES,
@@ -43,6 +45,9 @@ from .compare import (
 )
 from .rules import RULES, Factored, Prodigy
 
+# with TRITON_INTERPRET=1 these go through the kernels for GPUs
+pytestmark = pytest.mark.interpret
+
 # Rounded to half precision once per step, results differ by a step of it where float32 results
 # lie on two sides of a boundary; the next steps may carry that on.
 LIMITS = {torch.float32: 8, torch.float64: 8, torch.bfloat16: 2, torch.float16: 2}
@@ -58,6 +63,8 @@ REDUCING = {"LAMB", "LARS", "Prodigy", "MARS", "CautiousAdamW", "SignedMax", "Fa
 @pytest.fixture
 def two_threads() -> Iterator[None]:
     """Threads are a setting of the process: put it back."""
+    if is_interpreting():
+        pytest.skip("Triton's interpreter has no threads")
     if runtime() is None:
         pytest.skip("this torch has no OpenMP runtime whose threads a step could use")
     before = torch.get_num_threads()
@@ -76,7 +83,7 @@ def _trained(case: Case, dtype: torch.dtype, request: str, steps: int = 4) -> An
 @pytest.mark.parametrize("case", **named(CASES))
 def test_backends_agree(case: Case, dtype: torch.dtype) -> None:
     eager = _trained(case, dtype, "eager")
-    for request in ("foreach", "cpu"):
+    for request in ("foreach", NATIVE):
         other = _trained(case, dtype, request)
         assert_training_within(other, eager, LIMITS[dtype], f"{case.name} on {request}")
 
@@ -100,7 +107,7 @@ def test_rules_from_outside_agree(rule: type[Any], dtype: torch.dtype) -> None:
     assert backends(eager) == {"eager"}
     fused, foreach = trained(fused=True), trained(foreach=True)
     # rows and columns are not lowered yet
-    assert backends(fused) == ({"eager"} if rule is Factored else {"cpu"})
+    assert backends(fused) == ({"eager"} if rule is Factored else {NATIVE})
     assert backends(foreach) == ({"eager"} if rule.__name__ in REDUCING else {"foreach"})
     for name, other in (("fused", fused), ("foreach", foreach)):
         assert_training_within(other, eager, RULE_LIMITS[dtype], f"{rule.__name__}, {name}")
@@ -110,17 +117,17 @@ def test_rules_from_outside_agree(rule: type[Any], dtype: torch.dtype) -> None:
 
 def test_the_fastest_is_the_default() -> None:
     for case in PLAIN:
-        assert backends(train(case.make, parameters(SIZES, torch.float32), 2)) == {"cpu"}
-        assert backends(train(case.make, parameters(SIZES, torch.complex64), 2)) == {"cpu"}
+        assert backends(train(case.make, parameters(SIZES, torch.float32), 2)) == {NATIVE}
+        assert backends(train(case.make, parameters(SIZES, torch.complex64), 2)) == {NATIVE}
 
 
 @pytest.mark.parametrize(
     ("request_", "expected"),
     [
-        ({"fused": None, "foreach": None}, "cpu"),
+        ({"fused": None, "foreach": None}, NATIVE),
         ({"fused": False}, "eager"),
         ({"foreach": False}, "eager"),
-        ({"foreach": False, "fused": True}, "cpu"),
+        ({"foreach": False, "fused": True}, NATIVE),
         ({"foreach": True, "fused": False}, "foreach"),
         ({"differentiable": True}, "eager"),
     ],
@@ -265,7 +272,7 @@ def test_reductions_are_those_of_float64(name: str, dtype: torch.dtype) -> None:
     for fused in (True, False):
         params = parameters(((50_000,), (3, 5), (1,)), dtype)
         optimizer = train(lambda p: _filling(ours)(p, fused=fused), params, 1)  # noqa: B023
-        assert backends(optimizer) == {"cpu" if fused else "eager"}
+        assert backends(optimizer) == {NATIVE if fused else "eager"}
         for i, param in enumerate(params):
             assert param.grad is not None
             value = truth(param.grad.double())
@@ -311,7 +318,7 @@ def test_totals_are_those_of_float64(name: str, across: str) -> None:
         optimizer = rule([{"params": params[:2]}, {"params": params[2:]}], **options)
         set_grads(params, 0)
         optimizer.step()
-        assert backends(optimizer) == {"eager" if options else "cpu"}
+        assert backends(optimizer) == {"eager" if options else NATIVE}
         members = {0: params[:2], 1: params[2:]} if across == "group" else {0: params}
         for index, some in members.items():
             value = truth(torch.cat([p.grad.double().reshape(-1) for p in some]))

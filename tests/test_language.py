@@ -54,7 +54,7 @@ from stepwell.language import (
 from stepwell.language import sum as total
 from stepwell.language.fields import Field, fields_of, near_miss, slots_of
 
-from .cases import REQUESTS, named, numbers, parameters, set_grads, train
+from .cases import NATIVE, REQUESTS, named, numbers, parameters, set_grads, train
 from .compare import assert_same_bits, assert_training_within, backends
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks")
@@ -367,7 +367,7 @@ def _applied(function: Any, first: torch.Tensor, second: torch.Tensor, **request
     param.grad = second.clone()
     optimizer.step()
     assert backends(optimizer) == {
-        "cpu" if request.get("fused") else "foreach" if request.get("foreach") else "eager"
+        NATIVE if request.get("fused") else "foreach" if request.get("foreach") else "eager"
     }
     return param.detach()
 
@@ -740,9 +740,9 @@ def test_transforms_are_what_is_done_by_hand(name: str, rule: str, request_: str
     composed = stepwell.compose(plain, *transforms) if transforms else plain
     made = _by_hand(composed, {**options, **settings}, request=REQUESTS[request_])
     assert_training_within(made, _by_hand(plain, options, **by_hand), ULPS * 4, f"{rule}, {name}")
-    if request_ == "cpu":
+    if request_ == NATIVE:
         # all of it in one launch for all parameters
-        assert [line.partition(":")[0] for line in made._held[0].describe()] == ["cpu"]
+        assert [line.partition(":")[0] for line in made._held[0].describe()] == [NATIVE]
 
 
 @pytest.mark.parametrize("request_", REQUESTS)
@@ -782,7 +782,7 @@ def test_a_transform_of_ones_own() -> None:
 
     made = _by_hand(stepwell.compose(stepwell.SGD, Centred), {"lr": 0.1})
     hand = _by_hand(stepwell.SGD, {"lr": 0.1}, _each_grad(lambda g, p: g - g.mean()))
-    assert backends(made) == {"cpu"}
+    assert backends(made) == {NATIVE}
     assert_training_within(made, hand, ULPS, "centred")
 
 

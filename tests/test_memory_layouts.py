@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 import stepwell
+from stepwell.native.triton_jit import is_interpreting
 
-from .cases import PLAIN, REQUESTS, Case, named, numbers, parameters, set_grads
+from .cases import NATIVE, PLAIN, REQUESTS, Case, named, numbers, parameters, set_grads
 from .compare import (
     assert_same_bits,
     assert_same_training,
@@ -22,6 +23,9 @@ from .compare import (
     everything,
     snapshot,
 )
+
+# with TRITON_INTERPRET=1 these go through the kernels for GPUs
+pytestmark = pytest.mark.interpret
 
 ULPS = 8
 """A back-end may use multiply-add where eager does not: see test_backends.py."""
@@ -35,17 +39,17 @@ def _channels_last() -> Tensor:
 
 # name: (how the parameter lies in memory, the back-end that takes it)
 LAYOUTS: dict[str, tuple[Build, str]] = {
-    "contiguous": (lambda: numbers((4, 6), torch.float32, 1), "cpu"),
-    "transposed": (lambda: numbers((4, 6), torch.float32, 1).T, "cpu"),
-    "permuted": (lambda: numbers((2, 3, 4), torch.float32, 1).permute(2, 0, 1), "cpu"),
-    "channels last": (_channels_last, "cpu"),
-    "a slice of a buffer": (lambda: numbers((10, 6), torch.float32, 1)[3:7], "cpu"),
-    "an odd address": (lambda: numbers((25,), torch.float32, 1)[1:], "cpu"),
+    "contiguous": (lambda: numbers((4, 6), torch.float32, 1), NATIVE),
+    "transposed": (lambda: numbers((4, 6), torch.float32, 1).T, NATIVE),
+    "permuted": (lambda: numbers((2, 3, 4), torch.float32, 1).permute(2, 0, 1), NATIVE),
+    "channels last": (_channels_last, NATIVE),
+    "a slice of a buffer": (lambda: numbers((10, 6), torch.float32, 1)[3:7], NATIVE),
+    "an odd address": (lambda: numbers((25,), torch.float32, 1)[1:], NATIVE),
     "every second column": (lambda: numbers((4, 6), torch.float32, 1)[:, ::2], "foreach"),
     "a column": (lambda: numbers((4, 6), torch.float32, 1)[:, 2], "foreach"),
-    "size-1 dimensions": (lambda: numbers((4, 6), torch.float32, 1)[:1].unsqueeze(1), "cpu"),
-    "one element of many": (lambda: numbers((4, 6), torch.float32, 1)[2:3, 3:4], "cpu"),
-    "transposed complex": (lambda: numbers((4, 6), torch.complex64, 1).T, "cpu"),
+    "size-1 dimensions": (lambda: numbers((4, 6), torch.float32, 1)[:1].unsqueeze(1), NATIVE),
+    "one element of many": (lambda: numbers((4, 6), torch.float32, 1)[2:3, 3:4], NATIVE),
+    "transposed complex": (lambda: numbers((4, 6), torch.complex64, 1).T, NATIVE),
 }
 # how a gradient may lie, given the parameter it is for
 GRADS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -158,7 +162,7 @@ def test_parameters_that_overlap_are_updated_one_after_the_other(case: Case) -> 
         ours.step()
         theirs.step()
     # the last one lies alone and need not wait
-    assert backends(ours) == {"eager", "cpu"}
+    assert backends(ours) == {"eager", NATIVE}
     assert_training_within(ours, theirs, ULPS, f"{case.name} on overlapping parameters")
 
 
@@ -173,11 +177,11 @@ def test_parameters_that_begin_to_overlap_are_noticed() -> None:
         set_grads(twins, step)
         ours.step()
         theirs.step()
-        assert backends(ours) == {"cpu" if step < 2 else "eager"}
+        assert backends(ours) == {NATIVE if step < 2 else "eager"}
     assert_training_within(ours, theirs, ULPS, "parameters that came to share memory")
 
 
-@pytest.mark.parametrize("request_", ["eager", "cpu"])
+@pytest.mark.parametrize("request_", ["eager", NATIVE])
 @pytest.mark.parametrize("case", **named(PLAIN))
 def test_a_gradient_that_is_its_parameter(case: Case, request_: str) -> None:
     """The rule sees the gradient as it was before the step; foreach, as torch, works in place."""
@@ -218,7 +222,7 @@ def test_tied_parameters() -> None:
 @pytest.mark.parametrize("request_", REQUESTS)
 @pytest.mark.parametrize("case", **named(PLAIN))
 def test_a_lazily_conjugated_gradient(case: Case, request_: str) -> None:
-    if request_ == "cpu":
+    if request_ == NATIVE:
         options: dict[str, Any] = {}
     else:
         options = REQUESTS[request_]
@@ -298,7 +302,7 @@ def test_a_negated_gradient_of_a_complex_parameter() -> None:
 def pair(request: Any) -> Iterator[tuple[Any, Any]]:
     """Ours on each back-end and torch's, after two steps on parameters of the same values."""
     # fused=True could refuse what the plain default takes, so ask for nothing
-    options = {} if request.param == "cpu" else REQUESTS[request.param]
+    options = {} if request.param == NATIVE else REQUESTS[request.param]
     params, twins = (parameters(((4, 6), (7,), (2, 3, 4)), torch.float32) for _ in range(2))
     ours = stepwell.AdamW(params, lr=0.05, amsgrad=True, **options)
     theirs = torch.optim.AdamW(twins, lr=0.05, amsgrad=True)
@@ -409,7 +413,7 @@ def test_rates_change(pair: tuple[Any, Any]) -> None:
 @pytest.mark.parametrize("request_", REQUESTS)
 def test_a_rate_in_a_tensor_changes_in_place(request_: str) -> None:
     params, twins = (parameters(((4, 6), (7,)), torch.float32) for _ in range(2))
-    options = {} if request_ == "cpu" else REQUESTS[request_]
+    options = {} if request_ == NATIVE else REQUESTS[request_]
     rates = [torch.tensor(0.1), torch.tensor(0.1)]
     ours = stepwell.SGD(params, lr=rates[0], momentum=0.9, **options)
     theirs = torch.optim.SGD(twins, lr=rates[1], momentum=0.9)
@@ -638,6 +642,7 @@ print(params[1][-1].item() < 1e-6)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="fork() and libgomp are Linux's")
+@pytest.mark.skipif(is_interpreting(), reason="Triton's interpreter has no threads")
 def test_a_step_after_fork_does_not_hang() -> None:
     run = subprocess.run(
         [sys.executable, "-c", FORK], capture_output=True, text=True, timeout=60, check=False

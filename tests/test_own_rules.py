@@ -25,6 +25,9 @@ from stepwell.language import (
 
 from .shell_cases import SignDescent, fill_grads, refused, train, weights
 
+# with TRITON_INTERPRET=1 these go through the kernels for GPUs
+pytestmark = pytest.mark.interpret
+
 
 def step_of(optimizer, seed=0):
     """The parameters before and after one step, and its gradients."""

@@ -11,13 +11,17 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from .cases import CASES, REQUESTS, Case, numbers
+from .cases import CASES, NATIVE, REQUESTS, Case, numbers
 from .compare import assert_same_bits, assert_same_training, snapshot
+
+# with TRITON_INTERPRET=1 these go through the kernels for GPUs
+pytestmark = pytest.mark.interpret
 
 # the same examples in every run, however slow the machine is
 SETTINGS = settings(max_examples=60, deadline=None, derandomize=True, database=None)
@@ -89,7 +93,7 @@ def trainings(draw: Any) -> Training:
 @SETTINGS
 @given(trainings(), st.sampled_from(sorted(REQUESTS)))
 def test_each_parameter_is_as_if_it_were_alone(training: Training, request_: str) -> None:
-    options = {} if request_ == "cpu" else REQUESTS[request_]
+    options = {} if request_ == NATIVE else REQUESTS[request_]
     together = training.params(permuted=True)
     one = training.case.make(training.groups(together), **options)
     alone = training.params(permuted=False)

@@ -23,6 +23,9 @@ import stepwell
 from .cases import CASES, PLAIN, Case, named, parameters, set_grads, train
 from .compare import assert_same_bits, assert_training_within, everything
 
+# with TRITON_INTERPRET=1 these go through the kernels for GPUs
+pytestmark = pytest.mark.interpret
+
 STEPS = 24
 SHAPES = ((1,), (7,), (10, 100), (), (3, 2, 5))
 LIMITS = {torch.float32: 64, torch.float64: 64, torch.complex64: 64}

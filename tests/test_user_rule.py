@@ -23,6 +23,9 @@ from . import rules
 from .cases import REQUESTS, named, numbers, parameters, set_grads, train
 from .compare import assert_same_bits, assert_same_training, assert_training_within, backends
 
+# with TRITON_INTERPRET=1 these go through the kernels for GPUs
+pytestmark = pytest.mark.interpret
+
 MATRICES = ((3, 4), (20, 30))
 BOTH = ({"foreach": False}, {"fused": True})
 

@@ -23,6 +23,7 @@ from ..native.assembly import CONTEXT
 from ..native.lowering import Lowering
 from ..native.reading import Reading, slots_of, unreadable
 from ..native.schedule import blocks_of
+from ..native.tensors import NO_GRADIENT
 from ..native.triton_jit import OPTIONS, is_interpreting, load, unusable
 from ..native.triton_source import CHUNK, SUPPORTED, Source
 from ..native.uploads import Mirror, Uploaded, current_stream, is_capturing, made_current, upload
@@ -40,8 +41,6 @@ def refuses(program: Program, facts: Facts) -> str | None:
     missing = program.ops - SUPPORTED
     if missing:
         return f"no operation {', '.join(sorted(missing))}"
-    if any(node.op == "numel" for node in program.totals):
-        return "a number of elements across parameters"
     return unusable(facts.device) or unreadable(program, facts)
 
 
@@ -151,7 +150,10 @@ class Launch:
         node = totals[len(found)]
         with made_current(self._device):
             self._fill(found)
-            self._sweep_up_to(self._source.passes[node])
+            uploaded = self._sweep_up_to(self._source.passes[node])
+            if node.op == "numel":
+                has_gradient = uploaded.integers[-self._rows :] != NO_GRADIENT
+                return torch.where(has_gradient, self._numels, 0.0)
             return self._reductions[:, self._source.reduced[node]].clone()
 
     def run(self, found: Sequence[Any] = ()) -> None:
@@ -181,12 +183,13 @@ class Launch:
         # a group without gradients adds nothing, and asks for nothing
         return self._up(np.array([total.get(key, 0.0) for key in keys], np.float64))
 
-    def _sweep_up_to(self, count: int) -> None:
+    def _sweep_up_to(self, count: int) -> Uploaded:
         if self._uploaded is None:
             self._uploaded = self._upload()
         while self._done < count:
             self._sweep(self._done, self._uploaded)
             self._done += 1
+        return self._uploaded
 
     def _upload(self) -> Uploaded:
         """Bring the device's tables up to date."""
@@ -233,9 +236,11 @@ class Launch:
         )
         sweep = self._chunks, addresses, numbers, self._partials, self._found_inf, self._rows
         reduce = self._first_chunk, self._partials, self._reductions
-        stages = [Stage(f"sweep_{k}", self._chunk_count, BLOCK, sweep)]
+        stages = []
         if source.has_rows(k):
-            stages.insert(0, Stage(f"rows_{k}", -(-self._rows // ROWS), ROWS, rows))
+            stages.append(Stage(f"rows_{k}", -(-self._rows // ROWS), ROWS, rows))
+        if source.has_sweep(k):
+            stages.append(Stage(f"sweep_{k}", self._chunk_count, BLOCK, sweep))
         if source.reductions_at(k):
             stages.append(Stage(f"reduce_{k}", self._rows, ROWS, reduce))
         return stages

@@ -18,7 +18,7 @@ class Kind(IntEnum):
     SCALAR = 0
     """One number per parameter, known before the parameter's elements are read."""
     REDUCED = 1
-    """One number per parameter, known after a pass over the parameter's elements."""
+    """One number per parameter, known after a pass over elements, of it or of others."""
     ELEMENT = 2
     """One number per element."""
 
@@ -220,7 +220,8 @@ class Graph:
 
     def numel(self, across: str) -> Expr:
         """How many elements the parameter, its group or all parameters have."""
-        return self._total(self.leaf("numel", across, Kind.SCALAR))
+        kind = Kind.SCALAR if across == "tensor" else Kind.REDUCED
+        return self._total(self.leaf("numel", across, kind))
 
     def _total(self, node: Expr) -> Expr:
         # in the order in which the formula asks, which is the order eager sees

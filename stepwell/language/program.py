@@ -89,7 +89,9 @@ class Program:
         level: dict[int, int] = {}
         for node in self.nodes:
             below = max((level[arg.index] for arg in node.args), default=0)
-            level[node.index] = below + (node.op in REDUCTIONS)
+            # what depends on other parameters is known once all have been gone over
+            is_total = not node.args and node.kind is Kind.REDUCED
+            level[node.index] = below + (node.op in REDUCTIONS or is_total)
         return tuple(level[node.index] for node in self.nodes)
 
     @cached_property

@@ -57,6 +57,10 @@ class Schedule:
         """What sweep k writes: the new values, in the last one."""
         return self.element_outputs if k == self.sweeps - 1 else {}
 
+    def has_sweep(self, k: int) -> bool:
+        """Whether the elements have to be gone over for sweep k at all."""
+        return bool(self.reductions_at(k) or self.stores_at(k))
+
     def wanted(self, k: int) -> list[Expr]:
         """The values that sweep k needs, each after its arguments."""
         targets = [node.args[0] for node in self.reductions_at(k)]

@@ -36,7 +36,7 @@ OPS = {
     "sub": "{0} - {1}",
     "mul": "{0} * {1}",
     "div": "tl.div_rn({0}, {1})",
-    "neg": "-{0}",
+    "neg": "{0} * -1.0",
     "abs": "tl.abs({0})",
     "sqrt": "tl.sqrt_rn({0})",
     "pow": "libdevice.pow({0}, {1})",
@@ -119,7 +119,7 @@ class Source(Schedule):
         parts = []
         for k in range(self.sweeps):
             parts += [self._rows(k)] if self.has_rows(k) else []
-            parts += [self._elements(k), self._sweep(k)]
+            parts += [self._elements(k), self._sweep(k)] if self.has_sweep(k) else []
             parts += [self._reduce(k)] if self.reductions_at(k) else []
         body = "".join(f"\n\n{part}" for part in parts)
         return IMPORTS + "".join(code for word, code in HELPERS.items() if word in body) + body
@@ -149,7 +149,7 @@ class Source(Schedule):
         body.add("group = tl.load(groups + row, mask=present, other=0)")
         for name in self.scalar_state:
             pointer = f"tl.pointer_type({TYPES[self.dtypes[name]]})"
-            body.add(f"{name} = {self._entry(name)}.to({pointer})")
+            body.add(f"{name}_ptr = {self._entry(name)}.to({pointer})")
         values = self._numbers(body, k, [*filled, *finished.values()])
         for node, column in filled.items():
             value = f"{values[node]}.to({DOUBLE})"
@@ -159,7 +159,7 @@ class Source(Schedule):
             body.add("kept = present & (tl.load(found_inf + 0 * row) == 0)")
         for name, node in finished.items():
             value = _encoded(values[node], DOUBLE, TYPES[self.dtypes[name]])
-            body.add(f"tl.store({name}, {value}, kept)")
+            body.add(f"tl.store({name}_ptr, {value}, kept)")
         tables = "addresses, groups, hyperparameters, numels, numbers, reductions, found_inf, rows"
         return body.kernel(f"rows_{k}", tables)
 
@@ -181,7 +181,7 @@ class Source(Schedule):
                 column = names.index(str(node.value))
                 places[node] = f"hyperparameters + group * {len(names)} + {column}"
             elif node.op == "state":
-                places[node] = str(node.value)
+                places[node] = f"{node.value}_ptr"
             elif node.op == "numel":
                 places[node] = "numels + row"
         values: dict[Expr, str] = {}
@@ -209,20 +209,21 @@ class Source(Schedule):
         body.add("at = start + tl.arange(0, BLOCK)")
         body.add("mask = at < count if MASKED else None")
         values = self._read_by(k)
-        arguments = ", ".join([*self._touched_by(k), *values.values(), "start", "count"])
+        pointers = [f"{name}_ptr" for name in self._touched_by(k)]
+        arguments = ", ".join([*pointers, *values.values(), "start", "count"])
         for node in self.wanted(k):
             if node in values:
                 continue
             if node.kind is Kind.ELEMENT and not node.args:
                 name = str(node.value)
-                load = f"tl.load({name} + at, mask=mask)"
+                load = f"tl.load({name}_ptr + at, mask=mask)"
                 same = TYPES[self.dtypes[name]] == self._type
                 values[node] = body.name(node, load if same else f"{load}.to({self._type})")
             else:
                 values[node] = body.compute(node, values)
         for name, node in self.stores_at(k).items():
             value = _encoded(values[node], self._type, TYPES[self.dtypes[name]])
-            body.add(f"tl.store({name} + at, {value}, mask=mask)")
+            body.add(f"tl.store({name}_ptr + at, {value}, mask=mask)")
         found = []
         for node in self.reductions_at(k):
             value = body.name(node, f"{values[node.args[0]]}.to({DOUBLE})")
@@ -241,28 +242,28 @@ class Source(Schedule):
         for j, name in enumerate(("row", "first", "count")):
             body.add(f"{name} = tl.load(chunks + 3 * chunk + {j})")
         for name in dict.fromkeys([*touched, "grad"]):
-            body.add(f"{name}_at = tl.load(addresses + {self.slots.index(name)} * rows + row)")
+            at = f"addresses + {self.slots.index(name)} * rows + row"
+            body.add(f"{name}_address = tl.load({at})")
         # a parameter without gradient is left alone
-        body.add(f"count = tl.where(grad_at == {NO_GRADIENT}, 0, count).to(tl.int32)")
+        body.add(f"count = tl.where(grad_address == {NO_GRADIENT}, 0, count).to(tl.int32)")
         if self.on_device:
             body.add("count = tl.where(tl.load(found_inf) == 0, count, 0)")
         for name in touched:
             pointer = f"tl.pointer_type({TYPES[self.dtypes[name]]})"
-            body.add(f"{name} = {name}_at.to({pointer}) + first")
+            body.add(f"{name}_ptr = {name}_address.to({pointer}) + first")
         for node, name in read.items():
             load = f"tl.load(numbers + row * {len(self.columns)} + {self.columns[node]})"
             body.add(f"{name} = {load}" + (" != 0" if node.is_boolean else f".to({self._type})"))
         for j, node in enumerate(reductions):
             body.add(f"total{j} = tl.full([BLOCK], {REDUCE[node.op][0]}, {DOUBLE})")
-        addresses = " | ".join(f"{name}_at" for name in touched)
+        addresses = " | ".join(f"{name}_address" for name in touched)
         body.add(f"is_aligned = ({addresses}) % 16 == 0")
         body.add("whole = tl.where(is_aligned, count // BLOCK * BLOCK, 0)")
-        aligned = [f"tl.multiple_of({name}, 16)" for name in touched]
-        for bounds, pointers, masked in (
-            ("0, whole", aligned, False),
-            ("whole, count", touched, True),
-        ):
-            arguments = ", ".join([*pointers, *read.values(), "start", "count", str(masked)])
+        masked = [f"{name}_ptr" for name in touched]
+        aligned = [f"tl.multiple_of({name}, 16)" for name in masked]
+        for bounds, pointers in (("0, whole", aligned), ("whole, count", masked)):
+            is_masked = str(pointers is masked)
+            arguments = ", ".join([*pointers, *read.values(), "start", "count", is_masked])
             found = ", ".join(f"found{j}" for j in range(len(reductions)))
             call = f"elements_{k}({arguments}, BLOCK)"
             body.add(f"for start in range({bounds}, BLOCK):")

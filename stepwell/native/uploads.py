@@ -49,7 +49,8 @@ class made_current:  # noqa: N801 - used like a function
 
 
 def _staged(words: int, device: torch.device) -> Tensor:
-    return torch.empty(words, dtype=torch.int64, pin_memory=device.type != "cpu")
+    pinned = device.type != "cpu"
+    return torch.empty(words, dtype=torch.int64, device="cpu", pin_memory=pinned)
 
 
 def upload(array: npt.NDArray[Any], device: torch.device, kept: list[Any]) -> Tensor:
