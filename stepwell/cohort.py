@@ -27,6 +27,8 @@ __all__ = [
     "facts_hold",
     "facts_of",
     "has_gaps_or_overlaps",
+    "is_elsewhere",
+    "is_misshapen",
     "is_unfit",
     "keeps_numbers_on_device",
     "local_part",
@@ -338,12 +340,15 @@ def facts_hold(cohort: Cohort, grads: Sequence[Tensor]) -> bool:
 
 
 def is_unfit(slot: Slot, param: Tensor, value: Tensor | None) -> bool:
-    """Whether an entry of the state has the wrong shape, or lies on another device."""
+    """Whether an entry of the state is missing, has the wrong shape, or lies on another device."""
     if value is None:
         return slot.initial is not None
-    if slot.scalar:
-        return value.numel() != 1
-    return value.shape != state_shape(slot, param) or value.device != param.device
+    return is_misshapen(slot, param, value) or not (slot.scalar or value.device == param.device)
+
+
+def is_misshapen(slot: Slot, param: Tensor, value: Tensor) -> bool:
+    """Whether an entry of the state has the wrong shape."""
+    return value.numel() != 1 if slot.scalar else value.shape != state_shape(slot, param)
 
 
 def state_shape(slot: Slot, param: Tensor) -> torch.Size:

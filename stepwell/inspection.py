@@ -1,0 +1,249 @@
+"""Inspection: what is refused before a step, so that nothing is ever half done.
+
+Everything is looked at, and nothing changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .cohort import is_misshapen, keeps_numbers_on_device, state_shape
+from .language import Formula, Program
+from .language.program import program_for
+from .native.uploads import is_capturing
+
+__all__ = ["CAPTURABLE", "Group", "Inspection", "Row"]
+
+FUSED = ("cpu", "cuda", "xpu")
+"""Where native code can run."""
+
+CAPTURABLE = ("cuda", "xpu", "hpu", torch._C._get_privateuse1_backend_name(), "xla")
+"""Where a graph of work can be captured, in torch's order."""
+
+Group = dict[str, Any]
+
+
+class Row(NamedTuple):
+    """A parameter, its group, and its number in the group."""
+
+    group: int
+    number: int
+    param: Tensor
+    program: Program
+
+
+class Inspection:
+    """A look at everything that a step would use.
+
+    Args:
+        formula, groups, state: the optimizer's
+        grad_scale: what gradients are to be divided by, or None
+        densify: whether sparse gradients are made dense
+        known: the dtypes of the gradients of parameters that have been stepped before, by id;
+            these keep their place while they have no gradient, so that gradients may come and go
+    """
+
+    def __init__(
+        self,
+        formula: Formula,
+        groups: list[Group],
+        state: dict[Tensor, dict[str, Any]],
+        *,
+        grad_scale: Any,
+        densify: bool,
+        known: Mapping[int, torch.dtype],
+    ) -> None:
+        self._formula = formula
+        self._groups = groups
+        self._state = state
+        self._grad_scale = grad_scale
+        self._densify = densify
+        self._known = known
+
+    def rows(self) -> list[Row]:
+        """The parameters that a step updates, or a refusal."""
+        rows = []
+        programs: dict[Any, Program] = {}
+        for index, group in enumerate(self._groups):
+            whole = programs.setdefault(index, self._program(group, frozenset()))
+            for number, param in enumerate(group["params"]):
+                have = self._state.get(param, {})
+                if param.grad is None and not self._keeps_place(param, whole, have):
+                    continue
+                absent = frozenset(
+                    n for n, s in whole.slots.items() if s.initial is None and _lacks(have, n)
+                )
+                if (index, absent) not in programs:
+                    programs[index, absent] = self._program(group, absent)
+                row = Row(index, number, param, programs[index, absent])
+                self._check_row(row, group, have)
+                rows.append(row)
+        self._check_totals({row.program for row in rows})
+        self._check_first_capture(rows)
+        return rows
+
+    def _check_totals(self, programs: set[Program]) -> None:
+        """The first total over all parameters must be the same sum for each of them, and so on."""
+        asked = {
+            tuple((i, n.op) for i, n in enumerate(program.totals) if n.value == "all")
+            for program in programs
+        }
+        if len(asked - {()}) > 1:
+            raise RuntimeError(
+                f"{self._formula.name}: its groups ask for different totals with across='all', "
+                "which cannot be added up; give them the same flags, or ask in the same order"
+            )
+
+    def _keeps_place(self, param: Tensor, program: Program, have: Any) -> bool:
+        known = self._known.get(id(param)) is param.dtype
+        return known and not any(_lacks(have, name) for name in program.slots)
+
+    def _program(self, group: Group, absent: frozenset[str]) -> Program:
+        return program_for(self._formula, {**group, "grad_scale": self._grad_scale}, absent)
+
+    def _check_row(self, row: Row, group: Group, have: Any) -> None:
+        param, name = row.param, self._formula.name
+        if not isinstance(have, dict):
+            raise TypeError(
+                f"{name}: the state of {self._where(row)} must be a dict, got {type(have).__name__}"
+            )
+        if not (param.is_floating_point() or param.is_complex()):
+            raise RuntimeError(
+                f"{name} updates floating point and complex parameters, got {param.dtype} "
+                f"({self._where(row)}): leave it out of the optimizer"
+            )
+        if group.get("fused") and param.device.type not in FUSED:
+            raise RuntimeError(
+                "`fused=True` requires all the params to be floating point Tensors of supported "
+                f"devices: {list(FUSED)} but {param.dtype} and {param.device.type} ({name}, "
+                f"{self._where(row)}: leave fused=None, and the fastest that runs there is used)"
+            )
+        if group.get("capturable") and param.device.type not in CAPTURABLE:
+            raise AssertionError(
+                "If capturable=True, params and state_steps must be on supported devices: "
+                f"{list(CAPTURABLE)}. ({name}, {self._where(row)} is on {param.device}: "
+                "leave capturable=False)"
+            )
+        if _is_expanded(param):
+            raise RuntimeError(
+                "unsupported operation: more than one element of the written-to tensor refers to "
+                "a single memory location. Please clone() the tensor before performing the "
+                f"operation. ({name}: {self._where(row)} is expanded)"
+            )
+        if group.get("differentiable") and param.is_leaf and param.requires_grad:
+            raise RuntimeError(
+                "a leaf Variable that requires grad is being used in an in-place operation. "
+                f"({name}, {self._where(row)}: differentiable=True steps a clone of the parameter)"
+            )
+        self._check_state(row, have)
+        if param.grad is not None:
+            self._check_grad(row, param, param.grad)
+
+    def _check_grad(self, row: Row, param: Tensor, grad: Tensor) -> None:
+        name = self._formula.name
+        replaced = "was the parameter replaced after backward()? Call zero_grad() and backward()"
+        if grad.device != param.device:
+            raise RuntimeError(
+                "Expected all tensors to be on the same device, but found at least two devices, "
+                f"{param.device} and {grad.device}! ({name}: the second is that of the gradient of "
+                f"{self._where(row)}; {replaced} again)"
+            )
+        if grad.shape != param.shape:
+            raise RuntimeError(
+                f"{name}: the gradient of {self._where(row)} has shape {tuple(grad.shape)}, its "
+                f"parameter {tuple(param.shape)}; {replaced} again"
+            )
+        if grad.is_complex() != param.is_complex():
+            raise RuntimeError(
+                f"{name}: the gradient of {self._where(row)} is {grad.dtype}, its parameter "
+                f"{param.dtype}: one is complex, the other is not"
+            )
+        if grad.layout is not torch.strided:
+            self._check_sparse(row, grad)
+
+    def _check_state(self, row: Row, have: Mapping[str, Any]) -> None:
+        param, name = row.param, self._formula.name
+        for key, slot in row.program.slots.items():
+            value = have.get(key)
+            ndim = max(param.dim(), 1)
+            if slot.over is not None and not -ndim <= slot.over < ndim:
+                raise RuntimeError(
+                    f"{name}: state {key!r} has size 1 in dimension {slot.over}, which "
+                    f"{self._where(row)} of shape {tuple(param.shape)} does not have"
+                )
+            if isinstance(value, Tensor) and value.layout is not torch.strided:
+                raise ValueError(
+                    f"{name}: state[{key!r}] of {self._where(row)} has layout {value.layout}; "
+                    "make it dense: .to_dense()"
+                )
+            if isinstance(value, Tensor) and is_misshapen(slot, param, value):
+                raise ValueError(
+                    f"{name}: state[{key!r}] of {self._where(row)} has shape {tuple(value.shape)}, "
+                    f"expected {tuple(state_shape(slot, param))}"
+                )
+
+    def _check_sparse(self, row: Row, grad: Tensor) -> None:
+        if grad.layout is torch.sparse_coo and (row.program.is_idle or self._densify):
+            return
+        raise RuntimeError(
+            f"{self._formula.name} does not support sparse gradients, please consider SparseAdam "
+            f"instead ({self._where(row)} has a gradient of layout {grad.layout}; or make the "
+            "gradient dense: sparse=False in torch.nn.Embedding)"
+        )
+
+    def _where(self, row: Row) -> str:
+        names = self._groups[row.group].get("param_names")
+        which = repr(names[row.number]) if names else str(row.number)
+        return f"group {row.group}, parameter {which}"
+
+    def _check_first_capture(self, rows: list[Row]) -> None:
+        """State that is made in a capture would be made anew at every replay."""
+        devices = {row.param.device for row in rows if row.param.device.type in CAPTURABLE}
+        capturing = {device for device in devices if is_capturing(device)}
+        for device in capturing:
+            self.check_capturable(device)
+        for row in rows if capturing else ():
+            lacking = [n for n in row.program.slots if _lacks(self._state.get(row.param, {}), n)]
+            if lacking and row.param.device in capturing:
+                raise RuntimeError(
+                    f"{self._formula.name}: {self._where(row)} has no state yet ({lacking[0]}), "
+                    "and a graph would make it anew at every replay; take a step before the capture"
+                )
+
+    def check_capturable(self, device: torch.device) -> None:
+        """A graph repeats what the device did; what the host did would stay as it is now.
+
+        Raises:
+            RuntimeError: a group's numbers are kept on the host
+        """
+        name = self._formula.name
+        words = (
+            f"Attempting {device.type.upper()} graph capture of step() for an instance of {name} "
+            "but param_groups' capturable is False."
+        )
+        for index, group in enumerate(self._groups):
+            if group.get("capturable") is False:
+                raise RuntimeError(
+                    f"{words} (group {index}: construct it with capturable=True, and take a step "
+                    "before the capture)"
+                )
+            program = self._program(group, frozenset())
+            if program.scalar_slots and not keeps_numbers_on_device(program, group):
+                raise RuntimeError(
+                    f"{words} (group {index}: {name} counts its steps on the host; construct it "
+                    "with fused=True, and take a step before the capture)"
+                )
+
+
+def _lacks(state: Any, name: str) -> bool:
+    return not isinstance(state, dict) or state.get(name) is None
+
+
+def _is_expanded(tensor: Tensor) -> bool:
+    if tensor.layout is not torch.strided or not tensor.numel():
+        return False
+    return any(n > 1 and not step for n, step in zip(tensor.shape, tensor.stride(), strict=True))

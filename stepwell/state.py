@@ -1,0 +1,62 @@
+"""The state of a parameter: what is made for it before its first step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .cohort import keeps_numbers_on_device, state_shape
+from .language import Program
+from .language.fields import Slot
+
+__all__ = ["create_state"]
+
+
+def create_state(
+    program: Program, group: Mapping[str, Any], param: Tensor, have: Mapping[str, Any] = {}
+) -> dict[str, Tensor]:
+    """The state of a parameter that is not there yet, or not as a tensor on the right device.
+
+    What starts unset is left out.
+    """
+    made: dict[str, Tensor] = {}
+    on_device = keeps_numbers_on_device(program, group)
+    for name, slot in program.slots.items():
+        value = have.get(name)
+        home = param.device if on_device or not slot.scalar else torch.device("cpu")
+        if isinstance(value, Tensor):
+            if value.device != home:
+                made[name] = value.to(home)
+        elif slot.initial == "param":
+            made[name] = param.detach().clone(memory_format=torch.preserve_format)
+        elif slot.scalar:
+            number = _initial(slot, group) if value is None else float(value)
+            made[name] = torch.tensor(number, dtype=_scalar_dtype(), device=home)
+        elif slot.initial is not None:
+            made[name] = _filled(param, state_shape(slot, param), _initial(slot, group))
+    return made
+
+
+def _initial(slot: Slot, group: Mapping[str, Any]) -> float:
+    initial = slot.initial
+    return float(group[initial] if isinstance(initial, str) else initial or 0)
+
+
+def _filled(param: Tensor, shape: torch.Size, value: float) -> Tensor:
+    with torch.no_grad():
+        if shape != param.shape:
+            like = param.new_empty(shape)
+        else:
+            like = torch.empty_like(param, memory_format=torch.preserve_format)
+        # the gradient's real and imaginary parts are numbers of their own
+        like = like.detach()
+        (torch.view_as_real(like) if like.is_complex() else like).fill_(value)
+    return like
+
+
+def _scalar_dtype() -> torch.dtype:
+    # as torch: a count in float32 unless the whole session is in float64
+    return torch.float64 if torch.get_default_dtype() is torch.float64 else torch.float32
