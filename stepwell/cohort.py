@@ -311,9 +311,14 @@ def _are_alike_shards(param: Any, grad: Any, kept: Sequence[Any]) -> bool:
         same_cut = tensor.placements == param.placements and tensor.device_mesh == param.device_mesh
         if not same_cut or type(part) not in PLAIN_TYPES:
             return False
-        if (part.shape, part.stride()) != (here.shape, here.stride()):
+        if part.shape != here.shape or _order(part) != _order(here):
             return False
     return True
+
+
+def _order(tensor: Tensor) -> list[int]:
+    """The strides that matter: those of dimensions of size 1 may be anything."""
+    return [step for step, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
 
 
 def _request(group: Mapping[str, Any]) -> str | None:

@@ -382,3 +382,39 @@ def test_a_subclass_may_annotate_what_it_likes():
         extra: float
 
     assert Logged([ones()]).history == []
+
+
+# Devices
+
+
+def test_a_device_without_native_code_is_refused_where_fused_was_asked_for():
+    param = torch.nn.Parameter(torch.ones(3, device="meta"))
+    param.grad = torch.ones(3, device="meta")
+    made = stepwell.AdamW([param], fused=True)
+    words = (
+        r"`fused=True` requires all the params to be floating point Tensors of supported devices: "
+        r"\['cpu', 'cuda', 'xpu'\] but torch.float32 and meta \(AdamW, group 0, parameter 0: leave "
+    )
+    with pytest.raises(RuntimeError, match=words):
+        made.step()
+    assert not made.state
+    stepwell.AdamW([param]).step()
+
+
+class Moved(torch.nn.Parameter):
+    """A parameter that was left behind by its gradient, as `p.data = p.data.cuda()` does."""
+
+    grad = property(lambda self: torch.ones(self.shape, device="meta"))
+
+
+def test_a_gradient_on_another_device_is_refused_before_anything_changes():
+    near = ones()
+    made = stepwell.AdamW([near, Moved(torch.ones(8))])
+    words = (
+        "Expected all tensors to be on the same device, but found at least two devices, cpu and "
+        r"meta! \(AdamW: the second is that of the gradient of group 0, parameter 1; was the "
+    )
+    with pytest.raises(RuntimeError, match=words):
+        made.step()
+    assert not made.state
+    assert near.tolist() == [1.0] * 8

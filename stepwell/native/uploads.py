@@ -58,11 +58,11 @@ def upload(array: npt.NDArray[Any], device: torch.device, kept: list[Any]) -> Te
 
     In a capture the copying becomes part of the graph, so that its source goes to `kept`.
     """
-    source = torch.from_numpy(np.ascontiguousarray(array))
-    staged = _staged(source.numel(), device).view(source.dtype)
-    staged.copy_(source.reshape(-1))
-    made = torch.empty(source.shape, dtype=source.dtype, device=device)
-    made.view(-1).copy_(staged, non_blocking=True)
+    dtype = torch.float64 if array.dtype == np.float64 else torch.int64
+    staged = _staged(array.size, device).view(dtype).view(array.shape)
+    staged.numpy()[...] = array
+    made = torch.empty_like(staged, device=device)
+    made.copy_(staged, non_blocking=True)
     if is_capturing(device):
         kept += [staged, made]
     return made
@@ -89,7 +89,6 @@ class Mirror:
         self._host = np.zeros(integers + floats, np.int64)
         self.integers = self._host[:integers]
         self.floats = self._host[integers:].view(np.float64)
-        self._source = torch.from_numpy(self._host)
         self.copy = self._new_copy()
         self._sent = b""
         self._spare: tuple[Tensor, Uploaded] | None = None
@@ -104,7 +103,7 @@ class Mirror:
         now = self._host.tobytes()
         if now != self._sent:
             staged = _staged(len(self._host), self._device)
-            staged.copy_(self._source)
+            staged.numpy()[:] = self._host
             self.copy.table.copy_(staged, non_blocking=True)
             self._sent = now
         if self._spare is None:
@@ -118,7 +117,7 @@ class Mirror:
             self._spare = _staged(len(self._host), self._device), self._new_copy()
         staged, copy = self._spare
         self._spare = None
-        staged.copy_(self._source)
+        staged.numpy()[:] = self._host
         copy.table.copy_(staged, non_blocking=True)
         kept += [staged, copy]
         return copy
