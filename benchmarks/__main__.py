@@ -1,4 +1,8 @@
-"""`python -m benchmarks`: the tables of speed and cost, and a JSON file if asked for."""
+"""`python -m benchmarks`: the tables of speed and cost, and a JSON file.
+
+On the CPU the file is written if asked for; `--device cuda` writes all of it to
+benchmarks/results/cuda.json unless told otherwise.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +11,26 @@ import json
 import sys
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
+from stepwell.native.triton_jit import is_interpreting
 from stepwell.race.machine import describe
 
-from .cases import CASES, Case
+from . import gpu
+from .cases import CASES, FULL, TINY, Case
 from .costs import COSTS, Cost
+from .devices import Cuda, Host
 from .measure import Result, copy_bandwidth, measure
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure and print; the exit status is 1 if a number is wrong or a bar is missed."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.device != "cpu":
+        return _on_gpu(parser, options)
     console = Console(width=None if sys.stdout.isatty() else 132)
     chosen = [case for case in CASES if options.only in f"{case.rule} {case.dtype} {case.work}"]
     console.print(describe())
@@ -43,8 +54,30 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", default="", help="rows whose rule, dtype or work contains this")
     parser.add_argument("--seconds", type=float, default=4.0, help="how long each row is raced")
     parser.add_argument("--json", type=Path, help="also write the results to this file")
-    parser.add_argument("--device", default="cpu", choices=["cpu"], help="where to measure")
+    parser.add_argument(
+        "--device",
+        default="cpu",
+        choices=["cpu", "cuda", "interpret"],
+        help="where to measure; interpret: the rows of a GPU, tiny, in Triton's interpreter",
+    )
+    parser.add_argument("--scale", type=float, default=1.0, help="on a GPU: share of 1 B elements")
+    parser.add_argument(
+        "--tune", action="store_true", help="on a GPU: try sizes of blocks, warps and chunks"
+    )
     return parser
+
+
+def _on_gpu(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    console = Console(width=None if sys.stdout.isatty() else 190)
+    if options.device == "interpret":
+        if not is_interpreting():
+            parser.error("--device interpret needs TRITON_INTERPRET=1 in the environment")
+        return gpu.run(Host(), TINY, options, console)
+    if not torch.cuda.is_available():
+        parser.error(f"no CUDA GPU found by torch {torch.__version__}: --device cuda needs one")
+    if options.json is None and not (options.only or options.tune):
+        options.json = Path(__file__).parent / "results" / "cuda.json"
+    return gpu.run(Cuda(), FULL, options, console)
 
 
 def _speeds(results: list[Result], copy: float) -> Table:
@@ -74,7 +107,9 @@ def _row(result: Result) -> list[str]:
         case.work,
         *times,
         *("" if ratio is None else f"{ratio:.2f}x" for ratio in ratios),
-        f"{result.gigabytes_per_second:.1f}" if case.bytes_per_element and result.medians else "",
+        f"{result.gigabytes_per_second['stepwell']:.1f}"
+        if case.is_limited_by_memory and result.medians
+        else "",
         f"[red]{'; '.join(missed)}[/red]" if missed else f"[green]{_bars(case)}[/green]",
     ]
 

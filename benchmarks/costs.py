@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 IMPORT = """
 import time, torch
@@ -68,10 +73,16 @@ class Cost:
         return statistics.median(self._once() for _ in range(self.runs))
 
     def _once(self) -> float:
-        done = subprocess.run(
-            [sys.executable, "-c", self.code], check=True, capture_output=True, text=True
-        )
-        return float(done.stdout)
+        return float(_said(self.code))
+
+
+def _said(code: str, **more: str) -> str:
+    """What a process of its own prints, with more in its environment."""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **more})
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip().split("\n")[-1])
+    return done.stdout
 
 
 COSTS = [
@@ -96,3 +107,51 @@ COSTS = [
         runs=3,
     ),
 ]
+
+
+# The first step of a program, and how many kernels are compiled for it and for others like it:
+# other rates, shapes, numbers of parameters, and an address that no vector fits.
+FIRST_KERNELS = """
+import gc, json, time, torch, stepwell
+def optimizer(sizes, first=0):
+    params = []
+    for size in sizes:
+        params.append(torch.nn.Parameter(torch.randn(size + first, device="{device}")[first:]))
+        params[-1].grad = torch.randn(size, device="{device}")
+    return stepwell.AdamW(params, {flags})
+def seconds(optimizer):
+    start = time.perf_counter()
+    optimizer.step()
+    if "{device}" == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+def kernels():
+    from triton.runtime.jit import JITFunction
+    found = [f for f in gc.get_objects() if type(f) is JITFunction]
+    return sum(len(cache[0]) for f in found for cache in f.device_caches.values())
+begun = optimizer([1000, 77])
+first, compiled = seconds(begun), kernels()
+begun.param_groups[0]["lr"] = 0.5
+later = [seconds(begun), seconds(optimizer([1])), seconds(optimizer([16, 4097] * 20))]
+later.append(seconds(optimizer([1001], first=1)))
+found = {{"seconds": first, "later": max(later), "kernels": compiled}}
+print(json.dumps({{**found, "compiled_later": kernels() - compiled}}))
+"""
+
+
+def first_kernels(device: str, flags: Mapping[str, bool], processes: int) -> list[dict[str, Any]]:
+    """The first step of AdamW on a device: with an empty cache of Triton's, and with a full one.
+
+    `later` is the slowest first step of an optimizer that finds its kernels compiled.
+    """
+    arguments = ", ".join(f"{name}={value}" for name, value in flags.items())
+    code = FIRST_KERNELS.format(device=device, flags=arguments)
+    found: dict[str, list[dict[str, float]]] = {"empty": [], "full": []}
+    for _ in range(processes):
+        with tempfile.TemporaryDirectory() as folder:
+            for runs in found.values():
+                runs.append(json.loads(_said(code, TRITON_CACHE_DIR=folder)))
+    return [
+        {"cache": cache, **{key: statistics.median(run[key] for run in runs) for key in runs[0]}}
+        for cache, runs in found.items()
+    ]
