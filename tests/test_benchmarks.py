@@ -29,6 +29,7 @@ from benchmarks.devices import Copy, Host
 from benchmarks.measure import Check, Result, measure
 from benchmarks.traffic import traffic
 from stepwell.backends import triton
+from stepwell.native import triton_jit
 
 ROOT = Path(__file__).parents[1]
 
@@ -159,12 +160,12 @@ def test_launches_and_uploads_are_counted_per_step() -> None:
 
 def test_tuning_tries_each_choice_and_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "CHOICES", {"CHUNK": (64,), "BLOCK": (32, 64), "num_warps": (8,)})
-    before = triton.BLOCK, triton.CHUNK, dict(triton.OPTIONS)
+    before = triton.BLOCK, triton.CHUNK, dict(triton_jit.OPTIONS)
     machine = Host()
     rows = tuning.tune(Case("", "SGD", (5, 3)), machine, Copy(machine, 1 << 16))
     assert {row["BLOCK"] for row in rows} == {32, 64}
     assert rows[0]["microseconds"] <= rows[1]["microseconds"]
-    after = triton.BLOCK, triton.CHUNK, triton.OPTIONS
+    after = triton.BLOCK, triton.CHUNK, triton_jit.OPTIONS
     assert after == before
 
 

@@ -55,6 +55,15 @@ COMBINED = {
 COMMUTATIVE = frozenset({"add", "mul", "maximum", "minimum"})
 
 
+def _where(condition: Any, a: Any, b: Any) -> Any:
+    """A tensor even where a condition that holds for all elements picks a number."""
+    picked = functions.where(condition, a, b)
+    if isinstance(picked, Tensor):
+        return picked
+    like = next((value for value in (a, b) if isinstance(value, Tensor)), None)
+    return picked if like is None else torch.full_like(like, picked)
+
+
 # What a formula does with numbers, and with tensors where torch has no call for a list of them.
 SINGLE: dict[str, Callable[..., Any]] = {
     "add": operator.add,
@@ -73,7 +82,7 @@ SINGLE: dict[str, Callable[..., Any]] = {
     "or": operator.or_,
     "not": lambda x: not x if isinstance(x, bool) else ~x,
     "abs": abs,
-    "where": functions.where,
+    "where": _where,
     "sqrt": functions.sqrt,
     "exp": functions.exp,
     "log": functions.log,
@@ -343,8 +352,10 @@ def _apply_combined(node: Expr, args: list[Any], place: int | None) -> List:
     number = _one_if_same(number)
     name = COMBINED[node.op]
     if node.op == "scaled_add" and isinstance(number, list):
-        # torch takes one alpha for the whole list
-        elements, number = [torch._foreach_mul(elements[0], number)], 1.0
+        # torch takes one alpha for the whole list; a product apart would be rounded on its own
+        add = torch.add if place is None else Tensor.add_
+        terms = zip(start, elements[0], number, strict=True)
+        return [add(value, term, alpha=alpha) for value, term, alpha in terms]
     function = getattr(torch, name + ("" if place is None else "_"))
     if node.op == "scaled_add":
         result = function(start, elements[0], alpha=number)

@@ -24,7 +24,7 @@ from ..native.lowering import Lowering
 from ..native.reading import Reading, slots_of, unreadable
 from ..native.schedule import blocks_of
 from ..native.tensors import NO_GRADIENT
-from ..native.triton_jit import OPTIONS, is_interpreting, load, unusable
+from ..native.triton_jit import is_interpreting, load, options, unusable
 from ..native.triton_source import CHUNK, SUPPORTED, Source
 from ..native.uploads import Mirror, Uploaded, current_stream, is_capturing, made_current, upload
 
@@ -79,6 +79,7 @@ class Launch:
         # whether state that has no value yet gets one must be known on the host
         self.stays_on_device = self._has_numbers and not cohort.facts.absent
         self._device = cohort.facts.device
+        self._options = options("hip" if torch.version.hip else self._device.type)
         dtypes = tuple(slots_of(cohort).items())
         self._source, self._kernels = _source(cohort.program, dtypes, self._has_numbers)
         self._reading = Reading(cohort, self._source)
@@ -255,13 +256,13 @@ class Launch:
                 with np.errstate(all="ignore"):
                     launch(*tables, BLOCK=block)
             else:
-                launch(*tables, BLOCK=block, **OPTIONS)
+                launch(*tables, BLOCK=block, **self._options)
 
     def _compile(self) -> None:
         """Compile all kernels, so that nothing can fail in the middle of a step."""
         for k in range(self._source.sweeps):
             for name, _, block, tables in self._stages(k, self._mirror.copy):
-                self._kernels[name].warmup(*tables, grid=(1,), BLOCK=block, **OPTIONS)
+                self._kernels[name].warmup(*tables, grid=(1,), BLOCK=block, **self._options)
 
     def _tables(self) -> list[Tensor]:
         return [

@@ -17,10 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["OPTIONS", "is_interpreting", "load", "unusable"]
+__all__ = ["OPTIONS", "is_interpreting", "load", "options", "unusable"]
 
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
 """How every kernel is compiled; a fusion would depend on what stands around an operation."""
+
+# on NVIDIA's GPUs, the library's functions are to keep subnormal numbers
+FOR_NVIDIA = {"enable_reflect_ftz": False}
 
 # the compilers that Triton needs for tensors on such a device
 COMPILERS = {"cuda": ("nvidia", "amd"), "xpu": ("intel",)}
@@ -58,6 +61,18 @@ def unusable(device: torch.device) -> str | None:
         if found < CAPABILITY:
             return f"compute capability {found[0]}.{found[1]}, Triton needs 7.5"
     return None
+
+
+@cache
+def _for_nvidia() -> dict[str, Any]:
+    from triton.backends.nvidia.compiler import CUDAOptions
+
+    return {n: v for n, v in FOR_NVIDIA.items() if n in CUDAOptions.__dataclass_fields__}
+
+
+def options(kind: str) -> dict[str, Any]:
+    """How kernels are compiled for a kind of device: "cuda", "hip" or "xpu"."""
+    return OPTIONS | (_for_nvidia() if kind == "cuda" else {})
 
 
 @cache

@@ -260,7 +260,8 @@ class Source(Schedule):
         body.add(f"is_aligned = ({addresses}) % 16 == 0")
         body.add("whole = tl.where(is_aligned, count // BLOCK * BLOCK, 0)")
         masked = [f"{name}_ptr" for name in touched]
-        aligned = [f"tl.multiple_of({name}, 16)" for name in masked]
+        # the second loop has this hint too, but its mask keeps it to one element per access
+        aligned = [f"tl.multiple_of({pointer}, 16)" for pointer in masked]
         for bounds, pointers in (("0, whole", aligned), ("whole, count", masked)):
             is_masked = str(pointers is masked)
             arguments = ", ".join([*pointers, *read.values(), "start", "count", is_masked])
