@@ -4,6 +4,14 @@ from . import lr_scheduler as lr_scheduler
 from .optimizer import LoadReport as LoadReport
 from .optimizer import Optimizer as Optimizer
 from .optimizer import compose as compose
+from .optimizers import ASGD as ASGD
 from .optimizers import SGD as SGD
+from .optimizers import Adadelta as Adadelta
+from .optimizers import Adagrad as Adagrad
 from .optimizers import Adam as Adam
+from .optimizers import Adamax as Adamax
 from .optimizers import AdamW as AdamW
+from .optimizers import NAdam as NAdam
+from .optimizers import RAdam as RAdam
+from .optimizers import RMSprop as RMSprop
+from .optimizers import Rprop as Rprop

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field, replace
+from dataclasses import KW_ONLY, InitVar, dataclass, field, replace
 from types import GenericAlias
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from torch.optim.optimizer import ParamsT, required
 from typing_extensions import dataclass_transform
 
 from .language import Formula, Maximize, Unscale, compose
-from .language.fields import Field, Slot, fields_of, near_miss, slots_of
+from .language.fields import Field, Slot, count, fields_of, near_miss, slots_of
 
 __all__ = ["Declaration", "Flags", "declare"]
 
@@ -161,8 +161,9 @@ class Declared:
 
 
 class Flags(Declared):
-    """The arguments that every rule takes by keyword, unless it lists its own."""
+    """What every constructor takes: parameters, and by keyword the flags that a rule lacks."""
 
+    params: InitVar[ParamsT]
     _: KW_ONLY
     maximize: bool = False
     foreach: bool | None = None
@@ -198,19 +199,23 @@ def declare(cls: Any, base: type) -> None:
     above: Declaration = super(cls, cls).declaration
     body = vars(cls)
     slots = slots_of(cls)
-    is_rule = "update" in body
+    # a rule is a formula, or a step of its own
+    is_rule = "update" in body or "_update" in body
     # a class without a formula may give a hyperparameter another default, or annotate what it likes
     known = above.rule_fields.keys()
     reads = is_rule or "__init__" not in body
     fields = _take_fields(cls, None if is_rule else known) if reads else {}
     for name in (*fields, *slots):
+        if name == "step" and slots.get(name) == count():
+            # the method is the shell's, the entry of the state is the rule's
+            continue
         if hasattr(base, name) or name in TAKEN:
             raise TypeError(f"{cls.__name__}.{name}: the shell uses this name, choose another")
     for name in slots:
         delattr(cls, name)
     changed = bool(is_rule or fields or slots or "transforms" in body)
     fields = {**above.rule_fields, **fields}
-    if is_rule and not fields.keys() & FLAGS.keys():
+    if "update" in body and not fields.keys() & FLAGS.keys():
         fields |= FLAGS
     added = {n: replace(f, keyword_only=True) for t in cls.transforms for n, f in t.fields.items()}
     slots = {**above.slots, **slots}

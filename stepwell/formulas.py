@@ -6,16 +6,19 @@ from typing import Any
 
 from .language import lerp, maximum, sqrt
 
-__all__ = ["adam", "decay"]
+__all__ = ["adam", "decay", "l2"]
+
+
+def l2(param: Any, grad: Any, group: Any) -> Any:
+    """Weight decay, through the gradient."""
+    return grad + group.weight_decay * param if group.weight_decay else grad
 
 
 def decay(param: Any, grad: Any, group: Any) -> tuple[Any, Any]:
     """Weight decay, through the gradient or, if decoupled, straight from the parameter."""
-    if not group.weight_decay:
-        return param, grad
-    if group.decoupled_weight_decay:
+    if group.weight_decay and group.decoupled_weight_decay:
         return param * (1 - group.lr * group.weight_decay), grad
-    return param, grad + group.weight_decay * param
+    return param, l2(param, grad, group)
 
 
 def adam(param: Any, grad: Any, state: Any, group: Any) -> Any:

@@ -11,7 +11,6 @@ import inspect
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from copy import copy
-from dataclasses import InitVar
 from typing import Any, ClassVar
 
 import torch
@@ -26,13 +25,14 @@ from torch.optim.optimizer import (
 )
 from torch.optim.optimizer import required as required
 
-from .cohort import Scaling, is_elsewhere
+from .cohort import Scaling, is_elsewhere, local_part
 from .declaration import Declaration, Flags, declare
 from .hooks import KINDS, Hooks, hooked, outside_graphs, profiled
 from .language import Formula, Transform, program_for
 from .matching import LoadReport, match, refusal
 from .param_groups import Group, add_group, as_groups
 from .plan import Plan
+from .state import create_state
 from .state_dict import Layout, Policy, load_group, load_state, pack, read
 
 __all__ = [
@@ -83,11 +83,10 @@ class Optimizer(Hooks, Flags, TorchOptimizer):
         defaults: the constructor's hyperparameters, for groups that do not have their own
     """
 
-    params: InitVar[ParamsT]
-
     formula: ClassVar[Formula | None] = None
     transforms: ClassVar[tuple[type[Transform], ...]] = ()
     densify: ClassVar[bool] = False
+    starts_with_state: ClassVar[bool] = False
 
     declaration: ClassVar[Declaration]
     _compositions: ClassVar[dict[Any, type[Optimizer]]]
@@ -125,6 +124,8 @@ class Optimizer(Hooks, Flags, TorchOptimizer):
         if len(given) == len(self.param_groups):
             for group, own in zip(given, self.param_groups, strict=True):
                 group.update(own)
+        if self.starts_with_state:
+            self.init_state()
 
     @outside_graphs
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -157,6 +158,7 @@ class Optimizer(Hooks, Flags, TorchOptimizer):
         return loss
 
     def _update(self) -> None:
+        """Update all parameters; for a rule that is no formula, this is what it overrides."""
         own = vars(self)
         scaling = UNSCALED
         if "found_inf" in own or "grad_scale" in own:
@@ -230,6 +232,37 @@ class Optimizer(Hooks, Flags, TorchOptimizer):
                     grad.zero_()
         if dense:
             torch._foreach_zero_(dense)
+
+    # State
+
+    @outside_graphs
+    def init_state(self) -> None:
+        """Make the state that a first step would make, without taking one.
+
+        For loading into sharded optimizers, which want to see what they load into, and for
+        planning of memory. State that is there stays; what a rule leaves unset until its first
+        step, as `SGD` its momentum, stays unset.
+        """
+        if self.formula is None:
+            return
+        for group in self.param_groups:
+            program = program_for(self.formula, group)
+            for param in group["params"]:
+                with torch.inference_mode(False):
+                    self.state[param].update(create_state(program, group, param, self.state[param]))
+
+    def state_bytes(self) -> int:
+        """The memory that the state takes, in bytes, on all devices together."""
+        entries = (value for state in self.state.values() for value in state.values())
+        tensors = [local_part(value) for value in entries if isinstance(value, Tensor)]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def share_memory(self) -> None:
+        """Move the state to shared memory, for training by several processes (Hogwild)."""
+        for state in self.state.values():
+            for value in state.values():
+                if isinstance(value, Tensor):
+                    value.share_memory_()  # type: ignore[no-untyped-call]
 
     # Checkpoints
 

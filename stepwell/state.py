@@ -42,7 +42,9 @@ def create_state(
 
 def _initial(slot: Slot, group: Mapping[str, Any]) -> float:
     initial = slot.initial
-    return float(group[initial] if isinstance(initial, str) else initial or 0)
+    value = group[initial] if isinstance(initial, str) else initial or 0
+    # item() because float() warns of a number that autograd follows
+    return float(value.item() if isinstance(value, Tensor) else value)
 
 
 def _filled(param: Tensor, shape: torch.Size, value: float) -> Tensor:

@@ -113,7 +113,41 @@ def _adamw() -> Iterator[Case]:
     yield _case(stepwell.AdamW, torch.optim.AdamW, lr=torch.tensor(0.02), betas=betas)
 
 
-CASES: tuple[Case, ...] = (*_sgd(), *_adam(), *_adamw())
+def _all(rule: type[Any], twin: type[Any], flags: Mapping[str, Any], **same: Any) -> Iterator[Case]:
+    """Every combination of flags and switches, with `maximize`; and a rate that is a tensor."""
+    for options in _combinations(**flags, maximize=(False, True)):
+        yield _case(rule, twin, **same, **options)
+    yield _case(rule, twin, **{**same, "lr": torch.tensor(0.02)})
+
+
+DECAYS = {"weight_decay": (0, 0.05)}
+DECOUPLED = {**DECAYS, "decoupled_weight_decay": (False, True)}
+
+CASES: tuple[Case, ...] = (
+    *_sgd(),
+    *_adam(),
+    *_adamw(),
+    *_all(
+        stepwell.Adagrad,
+        torch.optim.Adagrad,
+        {**DECAYS, "lr_decay": (0, 0.1), "initial_accumulator_value": (0, 0.2)},
+        lr=0.05,
+    ),
+    *_all(
+        stepwell.RMSprop,
+        torch.optim.RMSprop,
+        {**DECAYS, "momentum": (0, 0.9), "centered": (False, True)},
+        lr=0.02,
+        eps=1e-3,
+    ),
+    *_all(stepwell.Adadelta, torch.optim.Adadelta, DECAYS, lr=0.5, eps=1e-3),
+    *_all(stepwell.Adamax, torch.optim.Adamax, DECAYS, lr=0.02, eps=1e-3),
+    *_all(stepwell.NAdam, torch.optim.NAdam, DECOUPLED, lr=0.02, eps=1e-3),
+    # betas with which the mean square is trusted after a few steps
+    *_all(stepwell.RAdam, torch.optim.RAdam, DECOUPLED, lr=0.02, betas=(0.8, 0.95), eps=1e-3),
+    *_all(stepwell.ASGD, torch.optim.ASGD, {**DECAYS, "t0": (1e6, 2)}, lr=0.05, lambd=0.1),
+    *_all(stepwell.Rprop, torch.optim.Rprop, {"step_sizes": ((1e-6, 50), (1e-3, 0.03))}),
+)
 
 # one of each rule, for questions that no flag changes
 PLAIN: tuple[Case, ...] = (
@@ -121,6 +155,14 @@ PLAIN: tuple[Case, ...] = (
     _case(stepwell.SGD, torch.optim.SGD, lr=0.1, momentum=0.9),
     _case(stepwell.Adam, torch.optim.Adam, lr=0.02),
     _case(stepwell.AdamW, torch.optim.AdamW, lr=0.02, amsgrad=True),
+    _case(stepwell.Adagrad, torch.optim.Adagrad, lr=0.05),
+    _case(stepwell.RMSprop, torch.optim.RMSprop, lr=0.02, momentum=0.9, centered=True),
+    _case(stepwell.Adadelta, torch.optim.Adadelta, lr=0.5),
+    _case(stepwell.Adamax, torch.optim.Adamax, lr=0.02),
+    _case(stepwell.NAdam, torch.optim.NAdam, lr=0.02),
+    _case(stepwell.RAdam, torch.optim.RAdam, lr=0.02, betas=(0.8, 0.95)),
+    _case(stepwell.ASGD, torch.optim.ASGD, lr=0.05, t0=2),
+    _case(stepwell.Rprop, torch.optim.Rprop),
 )
 
 

@@ -210,7 +210,10 @@ def test_a_rule_says_what_it_is_where_it_is_from_and_shows_it(rule: type[Any]) -
     text = inspect.getdoc(rule) or ""
     assert re.match(r"[A-Z].*\.\n\n", text)
     assert "Paper:" in text
-    assert re.search(r"arXiv:\d{4}\.\d{5}|ICML|NeurIPS", text)
+    # an arXiv number, or where and when
+    assert re.search(
+        r"arXiv:\d{4}\.\d{4,5}|, (19|20)\d\d\.|(ICML|ICLR \w+|ICNN|NeurIPS) \d{4}", text
+    )
     assert ">>> " in text
 
 

@@ -8,6 +8,7 @@ from .fields import Range as Range
 from .fields import Real as Real
 from .fields import Share as Share
 from .fields import Switch as Switch
+from .fields import count as count
 from .fields import fixed as fixed
 from .fields import full as full
 from .fields import unset as unset

@@ -1,11 +1,15 @@
-"""Program -> the equations of docstrings and web pages."""
+"""Formula -> the equations of docstrings and web pages."""
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
-from .expr import Expr, Kind
-from .program import Program
+from .expr import Expr
+from .program import Formula, Program, trace
 
 __all__ = ["equations"]
 
@@ -22,32 +26,73 @@ SYMBOLS = {
     "exp_avg": "m",
     "exp_avg_sq": "v",
     "max_exp_avg_sq": "v_max",
+    "exp_inf": "u",
+    "square_avg": "v",
+    "acc_delta": "u",
     "momentum_buffer": "b",
 }
 
 # How tightly an operator binds.
 SUM, PRODUCT, POWER, ATOM = range(4)
 INFIX = {"add": ("+", SUM), "sub": ("-", SUM), "div": ("/", PRODUCT)}
+SHORT = {"maximum": "max", "minimum": "min"}
+# What a line of a docstring has room for.
+WIDTH = 88
 COMPARE = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "=", "ne": "!="}
 
 
-def equations(program: Program) -> list[str]:
-    """One line per value that is kept or used twice, the new parameter last.
+def equations(formula: Formula, group: Mapping[str, Any]) -> list[str]:
+    """One line per value that is kept, or named and used twice, the new parameter last.
 
-    `m <- b1 m + (1 - b1) g`: on the right of an arrow, a name means the latest value of it.
+    `m <- b1 m + (1 - b1) g`: on the right of an arrow, a name means the latest value of it. Names
+    are those of the formula's own variables.
     """
-    return _Printer(program).lines()
+    with _variables() as named:
+        program = trace(formula, group)
+    return _Printer(program, named).lines()
+
+
+@contextmanager
+def _variables() -> Iterator[dict[Expr, str]]:
+    """What the functions of a formula call their values while they run."""
+    named: dict[Expr, str] = {}
+
+    def note(frame: Any, event: str, _: object) -> None:
+        if event == "return" and not frame.f_globals["__name__"].startswith("stepwell.language"):
+            for name, value in frame.f_locals.items():
+                if isinstance(value, Expr):
+                    named.setdefault(value, SYMBOLS.get(name, name))
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        yield named
+    finally:
+        sys.setprofile(before)
 
 
 class _Printer:
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, named: Mapping[Expr, str]) -> None:
         self.program = program
+        self.named = named
         self.uses = Counter(arg for node in program.nodes for arg in node.args)
         self.kept = {node: name for name, node in program.outputs.items() if name != "param"}
+        self.apart: set[Expr] = set()
         self.names: dict[Expr, str] = {}
 
     def lines(self) -> list[str]:
-        """All equations, in the order of the formula."""
+        """All equations, in the order of the formula; none longer than a docstring has room for."""
+        while True:
+            self.names = {}
+            lines = self._all()
+            inside = [n for n in self.program.nodes if n.args and n in self.named]
+            hidden = [n for n in inside if n not in self.names and n not in self.apart]
+            hidden = [n for n in hidden if n is not self.program.outputs["param"]]
+            if max(map(len, lines)) <= WIDTH or not hidden:
+                return lines
+            self.apart.add(max(hidden, key=lambda node: len(self._text(node)[0])))
+
+    def _all(self) -> list[str]:
         lines = []
         for node in self.program.nodes:
             name = self._name(node)
@@ -56,19 +101,14 @@ class _Printer:
             if name != "t":
                 lines.append(f"{name} <- {self._text(node)[0]}")
             self.names[node] = name
-        lines.append(f"p <- {self._text(self.program.outputs['param'])[0]}")
-        return lines
+        last = f"p <- {self._text(self.program.outputs['param'])[0]}"
+        return lines if last == "p <- p" and lines else [*lines, last]
 
     def _name(self, node: Expr) -> str | None:
         if node in self.kept:
             return SYMBOLS.get(self.kept[node], self.kept[node])
-        if node.kind is Kind.ELEMENT and node.args and self.uses[node] > 1:
-            # a gradient that was changed is still called the gradient
-            return "g" if any(self._is_gradient(arg) for arg in node.args) else f"x{node.index}"
-        return None
-
-    def _is_gradient(self, node: Expr) -> bool:
-        return node.op == "grad" or self.names.get(node) == "g"
+        is_worth_it = self.uses[node] > 1 or node in self.apart
+        return self.named.get(node) if node.args and is_worth_it else None
 
     def _text(self, node: Expr) -> tuple[str, int]:
         """The node in words, and how tightly its outermost operator binds."""
@@ -93,7 +133,9 @@ class _Printer:
         arguments = [self._text(arg)[0] for arg in node.args]
         if node.op in COMPARE:
             return f" {COMPARE[node.op]} ".join(arguments), SUM
-        return f"{node.op}({', '.join(arguments)})", ATOM
+        if node.op == "abs":
+            return f"|{arguments[0]}|", ATOM
+        return f"{SHORT.get(node.op, node.op)}({', '.join(arguments)})", ATOM
 
     def _within(self, node: Expr, level: int) -> str:
         text, binds = self._text(node)

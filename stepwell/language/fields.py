@@ -16,7 +16,7 @@ import math
 import numbers
 import types
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, InitVar, dataclass, replace
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
@@ -33,6 +33,7 @@ __all__ = [
     "Real",
     "Slot",
     "Switch",
+    "count",
     "fixed",
     "full",
     "near_miss",
@@ -257,6 +258,11 @@ def full(
     return Slot(value, when, scalar, over)
 
 
+def count() -> Any:
+    """`step = count()`: the steps are counted, although the formula does not look at the count."""
+    return Slot(0.0, scalar=True)
+
+
 def unset(*, when: str | None = None) -> Any:
     """State that reads as None until the formula has assigned it, as SGD's momentum_buffer."""
     return Slot(None, when)
@@ -283,6 +289,7 @@ def fields_of(cls: type, known: Container[str] | None = None) -> dict[str, Field
             keyword_only = True
         elif (
             name.startswith("_")
+            or isinstance(hint, InitVar)
             or get_origin(hint) is ClassVar
             or hint is ClassVar
             or (known is not None and name not in known)

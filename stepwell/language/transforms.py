@@ -154,6 +154,9 @@ def compose(rule: Formula, transforms: Sequence[type[Transform]]) -> Formula:
         slots |= transform.slots
 
     def update(param: Any, grad: Any, state: Any, group: Any) -> Any:
+        if "step" in rule.slots:
+            # to look at the count is to advance it
+            _ = state.step
         for transform in transforms:
             grad = transform.before(param, grad, state, group)
         new_param = rule.update(param, grad, state, group)

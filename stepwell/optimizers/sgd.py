@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY
 from typing import Any, ClassVar
 
+from ..formulas import l2
 from ..language import NonNegative, Real, Switch, unset
 from ..optimizer import Optimizer
 
@@ -68,8 +69,7 @@ class SGD(Optimizer):
     @staticmethod
     def update(param: Any, grad: Any, state: Any, group: Any) -> Any:
         """The formula."""
-        if group.weight_decay:
-            grad = grad + group.weight_decay * param
+        grad = l2(param, grad, group)
         if not group.momentum:
             return param - group.lr * grad
 
