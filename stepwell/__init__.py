@@ -4,6 +4,7 @@ from . import lr_scheduler as lr_scheduler
 from .optimizer import LoadReport as LoadReport
 from .optimizer import Optimizer as Optimizer
 from .optimizer import compose as compose
+from .optimizer import swap_in_optimizer_params_and_state as swap_in_optimizer_params_and_state
 from .optimizers import ASGD as ASGD
 from .optimizers import SGD as SGD
 from .optimizers import Adadelta as Adadelta

@@ -23,6 +23,7 @@ __all__ = [
     "Facts",
     "Hyperparameters",
     "Scaling",
+    "UnusableError",
     "columns_of",
     "facts_hold",
     "facts_of",
@@ -75,6 +76,10 @@ class Facts:
     request: str | None
     differentiable: bool
     on_device: bool
+
+
+class UnusableError(Exception):
+    """A back-end turns out not to work here; nothing has changed, another one can take over."""
 
 
 class Scaling(NamedTuple):
@@ -131,7 +136,9 @@ class Hyperparameters:
         same = True
         if waits:
             grad_scale = None if grad_scale is None else float(grad_scale)
-        if waits is not self._waits or _differ(grad_scale, self._scale):
+        if waits is not self._waits or (
+            grad_scale is not self._scale and _differ(grad_scale, self._scale)
+        ):
             self._scale, self._waits = grad_scale, waits
             self._seen = [None] * len(self.groups)
         for index, group in enumerate(self.groups):
@@ -139,6 +146,10 @@ class Hyperparameters:
             if self._seen[index] is None or values != self._seen[index]:
                 same &= self._store(index, values)
         return same
+
+    def has_some_elsewhere(self) -> bool:
+        """Whether a number is a tensor on a device."""
+        return any(static is not None and static[1] for static in self._static)
 
     def _store(self, index: int, values: tuple[Any, ...]) -> bool:
         group = dict(zip(self.names, values, strict=False), grad_scale=self._scale)

@@ -14,12 +14,11 @@ from torch import Tensor
 from .cohort import is_misshapen, keeps_numbers_on_device, state_shape
 from .language import Formula, Program
 from .language.program import program_for
-from .native.uploads import is_capturing
 
 __all__ = ["CAPTURABLE", "Group", "Inspection", "Row"]
 
-FUSED = ("cpu", "cuda", "xpu")
-"""Where native code can run."""
+FUSED = ("mps", "cuda", "xpu", "hpu", "cpu", "mtia", torch._C._get_privateuse1_backend_name())
+"""Where `fused=True` may be asked for, in torch's order."""
 
 CAPTURABLE = ("cuda", "xpu", "hpu", torch._C._get_privateuse1_backend_name(), "xla")
 """Where a graph of work can be captured, in torch's order."""
@@ -83,7 +82,6 @@ class Inspection:
                 self._check_row(row, group, have)
                 rows.append(row)
         self._check_totals({row.program for row in rows})
-        self._check_first_capture(rows)
         return rows
 
     def _check_totals(self, programs: set[Program]) -> None:
@@ -199,20 +197,6 @@ class Inspection:
         names = self._groups[row.group].get("param_names")
         which = repr(names[row.number]) if names else str(row.number)
         return f"group {row.group}, parameter {which}"
-
-    def _check_first_capture(self, rows: list[Row]) -> None:
-        """State that is made in a capture would be made anew at every replay."""
-        devices = {row.param.device for row in rows if row.param.device.type in CAPTURABLE}
-        capturing = {device for device in devices if is_capturing(device)}
-        for device in capturing:
-            self.check_capturable(device)
-        for row in rows if capturing else ():
-            lacking = [n for n in row.program.slots if _lacks(self._state.get(row.param, {}), n)]
-            if lacking and row.param.device in capturing:
-                raise RuntimeError(
-                    f"{self._formula.name}: {self._where(row)} has no state yet ({lacking[0]}), "
-                    "and a graph would make it anew at every replay; take a step before the capture"
-                )
 
     def check_capturable(self, device: torch.device) -> None:
         """A graph repeats what the device did; what the host did would stay as it is now.

@@ -35,6 +35,11 @@ from .plan import Plan
 from .state import create_state
 from .state_dict import Layout, Policy, load_group, load_state, pack, read
 
+# torch has it from 2.13 on
+swap_in_optimizer_params_and_state: Any = getattr(
+    torch.optim, "swap_in_optimizer_params_and_state", None
+)
+
 __all__ = [
     "LoadReport",
     "Optimizer",
@@ -43,12 +48,13 @@ __all__ = [
     "register_optimizer_step_post_hook",
     "register_optimizer_step_pre_hook",
     "required",
+    "swap_in_optimizer_params_and_state",
 ]
 
 StateDict = dict[str, Any]
 
 # what a copy or a pickle does not take along
-PASSING = {"_held", "_opt_called", "_stepping", "_warned_capturable_if_run_uncaptured"}
+PASSING = {"_held", "_kept", "_opt_called", "_stepping", "_warned_capturable_if_run_uncaptured"}
 
 
 UNSCALED = Scaling()
@@ -185,6 +191,7 @@ class Optimizer(Hooks, Flags, TorchOptimizer):
             scaling=scaling,
             densify=self.densify,
             before=None if self._held is None else self._held[0],
+            kept=self.__dict__.setdefault("_kept", []),
         )
         if not plan.load(scaling):
             raise RuntimeError(

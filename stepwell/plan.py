@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .backends import Launch, choose, log
+from .backends import Launch, launched, log
 from .cohort import PLAIN_TYPES, Cohort, Facts, Hyperparameters, Scaling, facts_of
 from .inspection import CAPTURABLE, Group, Inspection, Row
 from .language import Formula
@@ -46,6 +46,7 @@ class Plan:
         scaling: Scaling,
         densify: bool = False,
         before: Plan | None = None,
+        kept: list[Any],
     ) -> None:
         self._formula = formula
         self._groups = groups
@@ -56,8 +57,7 @@ class Plan:
         self._hyperparameters = Hyperparameters(formula, groups)
         self._hyperparameters.refresh(self._grad_scale, waits=False)
         static = [formula.static({**g, "grad_scale": self._grad_scale}) for g in groups]
-        # what captured graphs read outlives the plan that they were captured from
-        self._kept: list[Any] = [] if before is None else before._kept
+        self._kept = kept
         self._inspection = Inspection(
             formula,
             groups,
@@ -67,13 +67,16 @@ class Plan:
             known={} if before is None else before.grad_dtypes(),
         )
         rows = self._inspection.rows()
+        devices = {row.param.device for row in rows}
+        self._devices = {device for device in devices if device.type in CAPTURABLE}
+        if any(map(is_capturing, self._devices)):
+            self._refuse_to_be_captured()
         # what is made in inference mode could not be written to outside of it
         with torch.inference_mode(False):
             cohorts = self._form_cohorts(rows, static)
-            self._launches: list[Launch] = [choose(cohort).launch(cohort) for cohort in cohorts]
+            self._launches: list[Launch] = list(map(launched, cohorts))
         self._waits = not all(launch.stays_on_device for launch in self._launches)
         self._skips = False
-        self._devices = {c.facts.device for c in cohorts if c.facts.device.type in CAPTURABLE}
         placed = {id(row.param) for row in rows}
         self._without_grad = [param for param in self._params if id(param) not in placed]
         # whose state is whose
@@ -131,6 +134,8 @@ class Plan:
         """
         if (scaling.grad_scale is None) is not (self._grad_scale is None):
             return False
+        if self._devices:
+            self._check_captures(scaling)
         scale = scaling.grad_scale
         if not (self._same_members() and self._hyperparameters.refresh(scale, waits=self._waits)):
             return False
@@ -148,12 +153,43 @@ class Plan:
         for launch in self._launches:
             if not launch.load(scaling):
                 return False
-        for device in self._devices:
-            if is_capturing(device):
-                self._inspection.check_capturable(device)
         # a launch that stays on the device finds out there
         self._skips = self._waits and bool(scaling.found_inf)
         return True
+
+    def _check_captures(self, scaling: Scaling) -> None:
+        capturing = {device for device in self._devices if is_capturing(device)}
+        for device in capturing:
+            self._inspection.check_capturable(device)
+        if not capturing:
+            return
+        name = self._formula.name
+        if capturing != self._devices:
+            here = ", ".join(map(str, capturing))
+            there = ", ".join(map(str, self._devices - capturing))
+            raise RuntimeError(
+                f"{name}: a graph is captured on {here}, but parameters lie on {there} too, where "
+                "the step would not be repeated; use an optimizer for each device"
+            )
+        numbers = self._hyperparameters.has_some_elsewhere() or any(v is not None for v in scaling)
+        if self._waits and numbers:
+            backends = {line.partition(":")[0] for line in self.describe()}
+            raise RuntimeError(
+                f"{name}: a step on {', '.join(sorted(backends))} reads numbers back from the "
+                "device, which a graph cannot repeat; leave foreach and fused unset, and the "
+                "parameters dense"
+            )
+
+    def _refuse_to_be_captured(self) -> None:
+        """Tables and state that are made in a capture would be there only after a replay."""
+        for device in self._devices:
+            if is_capturing(device):
+                self._inspection.check_capturable(device)
+        raise RuntimeError(
+            f"{self._formula.name}: something about this step is new (state, groups or gradients), "
+            "and what is made for it in a capture would be made anew at every replay; take one "
+            "more step like this before the capture"
+        )
 
     def _same_members(self) -> bool:
         groups = self._groups

@@ -34,7 +34,8 @@ def create_state(
             made[name] = param.detach().clone(memory_format=torch.preserve_format)
         elif slot.scalar:
             number = _initial(slot, group) if value is None else float(value)
-            made[name] = torch.tensor(number, dtype=_scalar_dtype(), device=home)
+            # not torch.tensor(), which waits for a device
+            made[name] = torch.full((), number, dtype=_scalar_dtype(), device=home)
         elif slot.initial is not None:
             made[name] = _filled(param, state_shape(slot, param), _initial(slot, group))
     return made

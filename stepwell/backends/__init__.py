@@ -10,10 +10,10 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from ..cohort import Cohort, Facts, Scaling
+from ..cohort import Cohort, Facts, Scaling, UnusableError
 from ..language import Program
 
-__all__ = ["BACKENDS", "Backend", "Launch", "choose"]
+__all__ = ["BACKENDS", "Backend", "Launch", "launched"]
 
 log = logging.getLogger("stepwell")
 
@@ -64,14 +64,18 @@ def backend(name: str) -> Backend:
     return Backend(name, module.refuses, module.Launch)
 
 
-def choose(cohort: Cohort) -> Backend:
-    """The fastest back-end that can run this cohort's program on its parameters."""
+def launched(cohort: Cohort) -> Launch:
+    """The cohort on the fastest back-end that can run its program on its parameters."""
     program, facts = cohort.program, cohort.facts
     first = "eager" if cohort.aliased else facts.request or BACKENDS[0]
     for name in BACKENDS[BACKENDS.index(first) :]:
         candidate = backend(name)
         reason = candidate.refuses(program, facts)
-        if reason is None:
-            return candidate
-        log.debug("%s: not on back-end %s: %s", program.name, name, reason)
+        if reason is not None:
+            log.debug("%s: not on back-end %s: %s", program.name, name, reason)
+            continue
+        try:
+            return candidate.launch(cohort)
+        except UnusableError as error:
+            log.warning("%s: not on back-end %s: %s", program.name, name, error)
     raise RuntimeError(f"{program.name}: no back-end can run this step")

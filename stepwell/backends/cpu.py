@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -55,6 +55,7 @@ class Launch:
     """The tables of a cohort, and the compiled program that works through them."""
 
     stays_on_device = False
+    load: Callable[[Scaling], bool]
 
     def __init__(self, cohort: Cohort) -> None:
         self.cohort = cohort
@@ -62,6 +63,8 @@ class Launch:
         self._schedule, self._library, self._call = _compiled(cohort.program, dtypes)
         self._reading = Reading(cohort, self._schedule)
         self._make_tables()
+        # nothing else changes from step to step
+        self.load = self._reading.load
 
     def _make_tables(self) -> None:
         cohort, schedule, sizes = self.cohort, self._schedule, self._reading.sizes
@@ -87,10 +90,6 @@ class Launch:
             self._context[CONTEXT.index(name)] = table.ctypes.data
         self._context_address = self._context.ctypes.data
         self._threads = 0
-
-    def load(self, scaling: Scaling) -> bool:
-        """Read all addresses; False if the cohort's facts are no longer true."""
-        return self._reading.load()
 
     def shares(self, found: Sequence[Mapping[Any, float]]) -> list[tuple[int | None, float]]:
         """Run the sweeps that the next total needs; what each parameter adds to it."""

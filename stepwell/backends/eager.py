@@ -134,7 +134,9 @@ class _Row:
         value = self.state.get(name)
         if self.slots[name].scalar and isinstance(value, Tensor):
             # a number on an accelerator stays there: looking at it would wait
-            return Number(value.item()) if value.device.type == "cpu" else value
+            if value.device.type == "cpu":
+                return Number(value.item())
+            return value.reshape(()).to(torch.float64)
         return value if value is None else self.read(value)
 
     def store(self, new_param: Any, assigned: Mapping[str, Any]) -> None:

@@ -105,8 +105,8 @@ def refuses(program: Program, facts: Facts) -> str | None:
         return "a value depends on several parameters"
     if facts.layout not in ("dense", "strided"):
         return f"{facts.layout} memory"
-    if facts.on_device and facts.device.type != "cpu":
-        return "counts and rates on the device"
+    if dict(facts.static).get("capturable"):
+        return "numbers that are to stay on the device"
     if any(slot.over is not None for slot in program.slots.values()):
         return "state that is smaller than its parameter"
     return None
@@ -230,7 +230,7 @@ class Launch:
             value = _argument(node, values, numbers)
             # another slot's memory, which is about to be overwritten
             foreign = node in homes and homes[node] not in (None, name)
-            new[name] = torch._foreach_clone(value) if foreign else value
+            new[name] = [tensor.clone() for tensor in value] if foreign else value
         for name, value in new.items():
             if name in cohort.facts.absent:
                 self._create(name, value)

@@ -8,15 +8,16 @@ computes them. Neither way does a step wait for the device.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..cohort import Cohort, Facts, Scaling
+from ..cohort import Cohort, Facts, Scaling, UnusableError
 from ..language import Program
 from ..native import llvm
 from ..native.assembly import CONTEXT
@@ -81,7 +82,7 @@ class Launch:
         self._device = cohort.facts.device
         self._options = options("hip" if torch.version.hip else self._device.type)
         dtypes = tuple(slots_of(cohort).items())
-        self._source, self._kernels = _source(cohort.program, dtypes, self._has_numbers)
+        self._source, functions = _source(cohort.program, dtypes, self._has_numbers)
         self._reading = Reading(cohort, self._source)
         self._rows = len(cohort.params)
         self._scaling = Scaling()
@@ -90,7 +91,9 @@ class Launch:
         self._filled = 0
         with made_current(self._device):
             self._make_tables()
-            self._compile()
+            copy = self._mirror.copy
+            self._usual = [self._stages(k, copy) for k in range(self._source.sweeps)]
+            self._kernels = self._compile(functions)
         if not self._has_numbers:
             self._library, self._host_rows = _host_rows(cohort.program, dtypes)
             self._make_host_context()
@@ -210,7 +213,8 @@ class Launch:
             self._copy_hyperparameters(uploaded.floats)
             found_inf = self._scaling.found_inf
             self._found_inf = self._never
-            if found_inf is not None:
+            # a scaler that has seen no gradient says 0
+            if isinstance(found_inf, Tensor):
                 self._found_inf = found_inf.to(self._device, torch.float32, non_blocking=True)
         return uploaded
 
@@ -247,22 +251,40 @@ class Launch:
         return stages
 
     def _sweep(self, k: int, uploaded: Uploaded) -> None:
-        for name, programs, block, tables in self._stages(k, uploaded):
+        if uploaded is self._mirror.copy and self._found_inf is self._never:
+            stages = self._usual[k]
+        else:
+            stages = self._stages(k, uploaded)
+        for name, programs, block, tables in stages:
             if not programs:
                 continue
-            launch = self._kernels[name][(programs,)]
+            kernel = self._kernels[name][(programs, 1, 1)]
             if is_interpreting():
                 # NumPy warns of what a GPU does in silence
                 with np.errstate(all="ignore"):
-                    launch(*tables, BLOCK=block)
+                    kernel(*tables, block)
             else:
-                launch(*tables, BLOCK=block, **self._options)
+                kernel(*tables, block)
 
-    def _compile(self) -> None:
-        """Compile all kernels, so that nothing can fail in the middle of a step."""
-        for k in range(self._source.sweeps):
-            for name, _, block, tables in self._stages(k, self._mirror.copy):
-                self._kernels[name].warmup(*tables, grid=(1,), BLOCK=block, **self._options)
+    def _compile(self, functions: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Compile and load all kernels, so that nothing can fail in the middle of a step.
+
+        What Triton returns is launched as it is: it need not look at the arguments' types again.
+
+        Raises:
+            UnusableError: Triton is there, but cannot compile or load
+        """
+        if is_interpreting():
+            return functions
+        kernels = {}
+        try:
+            for name, _, block, tables in chain.from_iterable(self._usual):
+                kernel = functions[name].warmup(*tables, block, grid=(1,), **self._options)
+                kernel._init_handles()
+                kernels[name] = kernel
+        except Exception as error:
+            raise UnusableError(f"Triton cannot compile for {self._device}: {error}") from error
+        return kernels
 
     def _tables(self) -> list[Tensor]:
         return [

@@ -209,6 +209,9 @@ class Field:
             return tuple(item.static(v) for item, v in zip(self.items, value, strict=True))
         if self.kind != "number" or value is None:
             return value
+        if isinstance(value, Tensor) and value.device.type != "cpu":
+            # a look at it would wait
+            return ...
         return 0 if self.zero_is_off and value == 0 else ...
 
     def _check_items(self, value: Any, place: str) -> tuple[Any, ...]:

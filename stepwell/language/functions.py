@@ -195,7 +195,9 @@ def _reduce(op: str, on_tensors: Callable[..., Any], x: Any, dim: int | None, ac
         return on_tensors(x, dim, keepdim=True)
     if x.numel() == 0 and op == "amax":
         return x.new_full((), -math.inf, dtype=torch.float64)
-    return _total(on_tensors(x.to(torch.float64)), across)
+    found = on_tensors(x.to(torch.float64))
+    # beside a tensor without dimensions it would not be taken for a number
+    return _total(found if x.dim() else found.to(x.dtype), across)
 
 
 def _on_tensors(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -231,6 +233,7 @@ class Totals:
             return self.found[index][key]
         if index == len(self.found):
             self.share = (key, float(value))
+            return Number(value)
         return value
 
 

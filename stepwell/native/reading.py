@@ -70,7 +70,6 @@ class Reading:
     Attributes:
         sizes: how many real numbers each parameter has
         addresses: a row per slot of the schedule, a column per parameter
-        is_partial: whether gradients are missing in this step
     """
 
     def __init__(self, cohort: Cohort, schedule: Schedule) -> None:
@@ -108,16 +107,11 @@ class Reading:
         self._spent = False
         self._written = b""
 
-    @property
-    def is_partial(self) -> bool:
-        """Whether gradients are missing in this step."""
-        return self._found == tensors.PARTLY
-
     def has_gradient(self, row: int) -> bool:
         """Whether a parameter has a gradient in this step."""
         return bool(self.addresses[-1, row] != tensors.NO_GRADIENT)
 
-    def load(self) -> bool:
+    def load(self, _: object = None) -> bool:
         """Read all addresses; False if the cohort's facts are no longer true."""
         if self._spent:
             return False
@@ -191,7 +185,7 @@ class Reading:
     def finish(self) -> None:
         """After the update: the tensors have changed, and state that was made now is there."""
         params = self.cohort.params
-        if self.is_partial:
+        if self._found == tensors.PARTLY:
             params = [param for row, param in enumerate(params) if self.has_gradient(row)]
         torch.autograd.graph.increment_version(params)
         for name, values in self._fresh.items():

@@ -1,6 +1,6 @@
 """Turn Triton source into kernels: compiled for a GPU, or interpreted on a CPU.
 
-Triton compiles at the first launch and keeps what it compiled on disk (`TRITON_CACHE_DIR`). With
+Triton keeps what it compiled on disk (`TRITON_CACHE_DIR`). With
 TRITON_INTERPRET=1 the same source runs on the CPU, slowly, block by block in NumPy.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import linecache
 import os
+import re
 from collections.abc import Callable, Mapping
 from functools import cache
 from types import SimpleNamespace
@@ -56,6 +57,11 @@ def unusable(device: torch.device) -> str | None:
         return "Triton is not installed"
     if not any(name in triton.backends.backends for name in COMPILERS[device.type]):
         return f"this Triton has no compiler for {device.type}"
+    try:
+        triton.runtime.driver.active.get_current_target()
+    except Exception as error:
+        # no C compiler, no driver: whatever it is, others can do the step
+        return f"Triton does not work here: {error}"
     if device.type == "cuda" and torch.version.hip is None:
         found = torch.cuda.get_device_capability(device)
         if found < CAPABILITY:
@@ -82,7 +88,9 @@ def load(text: str, name: str) -> Mapping[str, Any]:
     Triton reads a function's source again through `inspect`, which finds it in `linecache`.
     """
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    filename = f"<stepwell {name} {digest}>"
+    # the name goes into what Triton compiles, where quotes would end a string
+    plain = re.sub(r"[^\w+]", "_", name)
+    filename = f"<stepwell {plain} {digest}>"
     linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
     namespace: dict[str, Any] = {"__name__": f"stepwell.generated_{digest}"}
     exec(compile(text, filename, "exec"), namespace)

@@ -112,6 +112,11 @@ class Source(Schedule):
     ) -> None:
         super().__init__(program, dtypes)
         self.on_device = on_device
+        # an entry of the state may have any name
+        self._names = {
+            name: name if name.isidentifier() else f"slot{index}"
+            for index, name in enumerate(self.slots)
+        }
         self._type = DOUBLE if self.kind == "double" else FLOAT
 
     def text(self) -> str:
@@ -149,7 +154,7 @@ class Source(Schedule):
         body.add("group = tl.load(groups + row, mask=present, other=0)")
         for name in self.scalar_state:
             pointer = f"tl.pointer_type({TYPES[self.dtypes[name]]})"
-            body.add(f"{name}_ptr = {self._entry(name)}.to({pointer})")
+            body.add(f"{self._names[name]}_ptr = {self._entry(name)}.to({pointer})")
         values = self._numbers(body, k, [*filled, *finished.values()])
         for node, column in filled.items():
             value = f"{values[node]}.to({DOUBLE})"
@@ -159,7 +164,7 @@ class Source(Schedule):
             body.add("kept = present & (tl.load(found_inf + 0 * row) == 0)")
         for name, node in finished.items():
             value = _encoded(values[node], DOUBLE, TYPES[self.dtypes[name]])
-            body.add(f"tl.store({name}_ptr, {value}, kept)")
+            body.add(f"tl.store({self._names[name]}_ptr, {value}, kept)")
         tables = "addresses, groups, hyperparameters, numels, numbers, reductions, found_inf, rows"
         return body.kernel(f"rows_{k}", tables)
 
@@ -181,7 +186,7 @@ class Source(Schedule):
                 column = names.index(str(node.value))
                 places[node] = f"hyperparameters + group * {len(names)} + {column}"
             elif node.op == "state":
-                places[node] = f"{node.value}_ptr"
+                places[node] = f"{self._names[str(node.value)]}_ptr"
             elif node.op == "numel":
                 places[node] = "numels + row"
         values: dict[Expr, str] = {}
@@ -209,21 +214,21 @@ class Source(Schedule):
         body.add("at = start + tl.arange(0, BLOCK)")
         body.add("mask = at < count if MASKED else None")
         values = self._read_by(k)
-        pointers = [f"{name}_ptr" for name in self._touched_by(k)]
+        pointers = [f"{self._names[name]}_ptr" for name in self._touched_by(k)]
         arguments = ", ".join([*pointers, *values.values(), "start", "count"])
         for node in self.wanted(k):
             if node in values:
                 continue
             if node.kind is Kind.ELEMENT and not node.args:
                 name = str(node.value)
-                load = f"tl.load({name}_ptr + at, mask=mask)"
+                load = f"tl.load({self._names[name]}_ptr + at, mask=mask)"
                 same = TYPES[self.dtypes[name]] == self._type
                 values[node] = body.name(node, load if same else f"{load}.to({self._type})")
             else:
                 values[node] = body.compute(node, values)
         for name, node in self.stores_at(k).items():
             value = _encoded(values[node], self._type, TYPES[self.dtypes[name]])
-            body.add(f"tl.store({name}_ptr + at, {value}, mask=mask)")
+            body.add(f"tl.store({self._names[name]}_ptr + at, {value}, mask=mask)")
         found = []
         for node in self.reductions_at(k):
             value = body.name(node, f"{values[node.args[0]]}.to({DOUBLE})")
@@ -237,29 +242,29 @@ class Source(Schedule):
 
     def _sweep(self, k: int) -> str:
         touched, read, reductions = self._touched_by(k), self._read_by(k), self.reductions_at(k)
-        body = _Body(self._type)
+        body, names = _Body(self._type), self._names
         body.add("chunk = tl.program_id(0).to(tl.int64)")
         for j, name in enumerate(("row", "first", "count")):
             body.add(f"{name} = tl.load(chunks + 3 * chunk + {j})")
         for name in dict.fromkeys([*touched, "grad"]):
             at = f"addresses + {self.slots.index(name)} * rows + row"
-            body.add(f"{name}_address = tl.load({at})")
+            body.add(f"{self._names[name]}_address = tl.load({at})")
         # a parameter without gradient is left alone
         body.add(f"count = tl.where(grad_address == {NO_GRADIENT}, 0, count).to(tl.int32)")
         if self.on_device:
             body.add("count = tl.where(tl.load(found_inf) == 0, count, 0)")
         for name in touched:
             pointer = f"tl.pointer_type({TYPES[self.dtypes[name]]})"
-            body.add(f"{name}_ptr = {name}_address.to({pointer}) + first")
+            body.add(f"{names[name]}_ptr = {names[name]}_address.to({pointer}) + first")
         for node, name in read.items():
             load = f"tl.load(numbers + row * {len(self.columns)} + {self.columns[node]})"
             body.add(f"{name} = {load}" + (" != 0" if node.is_boolean else f".to({self._type})"))
         for j, node in enumerate(reductions):
             body.add(f"total{j} = tl.full([BLOCK], {REDUCE[node.op][0]}, {DOUBLE})")
-        addresses = " | ".join(f"{name}_address" for name in touched)
+        addresses = " | ".join(f"{names[name]}_address" for name in touched)
         body.add(f"is_aligned = ({addresses}) % 16 == 0")
         body.add("whole = tl.where(is_aligned, count // BLOCK * BLOCK, 0)")
-        masked = [f"{name}_ptr" for name in touched]
+        masked = [f"{names[name]}_ptr" for name in touched]
         # the second loop has this hint too, but its mask keeps it to one element per access
         aligned = [f"tl.multiple_of({pointer}, 16)" for pointer in masked]
         for bounds, pointers in (("0, whole", aligned), ("whole, count", masked)):

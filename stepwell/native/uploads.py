@@ -16,10 +16,17 @@ from torch import Tensor
 __all__ = ["Mirror", "Uploaded", "current_stream", "is_capturing", "made_current", "upload"]
 
 
+# How many captured steps can follow each other before pinned memory has to be asked for.
+SPARES = 2
+
+
 def is_capturing(device: torch.device) -> bool:
     """Whether work on the device is being captured into a graph, not done."""
-    ask = getattr(torch.get_device_module(device), "is_current_stream_capturing", None)
-    return bool(ask and ask())
+    ask = getattr(getattr(torch, device.type, None), "is_current_stream_capturing", None)
+    if ask is None:
+        return False
+    with made_current(device):
+        return bool(ask())
 
 
 def current_stream(device: torch.device) -> Any:
@@ -90,8 +97,8 @@ class Mirror:
         self.integers = self._host[:integers]
         self.floats = self._host[integers:].view(np.float64)
         self.copy = self._new_copy()
-        self._sent = b""
-        self._spare: tuple[Tensor, Uploaded] | None = None
+        self._sent = [b"", b""]
+        self._spares: list[tuple[Tensor, Uploaded]] = []
 
     def _new_copy(self) -> Uploaded:
         table = torch.empty(len(self._host), dtype=torch.int64, device=self._device)
@@ -100,23 +107,24 @@ class Mirror:
 
     def send(self) -> Uploaded:
         """The device's copy, brought up to date; nothing is copied that is there already."""
-        now = self._host.tobytes()
-        if now != self._sent:
-            staged = _staged(len(self._host), self._device)
-            staged.numpy()[:] = self._host
-            self.copy.table.copy_(staged, non_blocking=True)
-            self._sent = now
-        if self._spare is None:
-            # during a capture no memory should have to be asked for
-            self._spare = _staged(len(self._host), self._device), self._new_copy()
+        count = len(self.integers)
+        for half, part in enumerate((slice(0, count), slice(count, None))):
+            now = self._host[part].tobytes()
+            if now != self._sent[half]:
+                staged = _staged(len(now) // 8, self._device)
+                staged.numpy()[:] = self._host[part]
+                self.copy.table[part].copy_(staged, non_blocking=True)
+                self._sent[half] = now
+        # during a capture no memory should have to be asked for
+        while len(self._spares) < SPARES:
+            self._spares.append((_staged(len(self._host), self._device), self._new_copy()))
         return self.copy
 
     def send_captured(self, kept: list[Any]) -> Uploaded:
         """A copy of its own for a graph: replays copy it anew, steps in between leave it alone."""
-        if self._spare is None:
-            self._spare = _staged(len(self._host), self._device), self._new_copy()
-        staged, copy = self._spare
-        self._spare = None
+        if not self._spares:
+            self._spares.append((_staged(len(self._host), self._device), self._new_copy()))
+        staged, copy = self._spares.pop()
         staged.numpy()[:] = self._host
         copy.table.copy_(staged, non_blocking=True)
         kept += [staged, copy]
@@ -124,4 +132,4 @@ class Mirror:
 
     def tensors(self) -> list[Tensor]:
         """What lies on the device."""
-        return [self.copy.table] + ([] if self._spare is None else [self._spare[1].table])
+        return [self.copy.table, *(copy.table for _, copy in self._spares)]
