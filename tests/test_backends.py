@@ -51,6 +51,14 @@ pytestmark = pytest.mark.interpret
 # Rounded to half precision once per step, results differ by a step of it where float32 results
 # lie on two sides of a boundary; the next steps may carry that on.
 LIMITS = {torch.float32: 8, torch.float64: 8, torch.bfloat16: 2, torch.float16: 2}
+# What is divided by the root of a sum that starts at zero, or of a sum of very small squares, may
+# begin with all digits in doubt: a difference of one step of half precision is then a whole step.
+WIDER = {
+    (stepwell.Adagrad, torch.bfloat16): 8,
+    (stepwell.Adagrad, torch.float16): 8,
+    (stepwell.Adadelta, torch.float32): 16,
+    (stepwell.Adadelta, torch.float64): 16,
+}
 # A norm comes before the elementwise part, so that its rounding reaches every element; and a
 # small difference of gradients is multiplied where a rule looks at their change.
 RULE_LIMITS = {torch.float32: 64, torch.float64: 64, torch.bfloat16: 2, torch.float16: 2}
@@ -85,7 +93,8 @@ def test_backends_agree(case: Case, dtype: torch.dtype) -> None:
     eager = _trained(case, dtype, "eager")
     for request in ("foreach", NATIVE):
         other = _trained(case, dtype, request)
-        assert_training_within(other, eager, LIMITS[dtype], f"{case.name} on {request}")
+        limit = WIDER.get((case.rule, dtype), LIMITS[dtype])
+        assert_training_within(other, eager, limit, f"{case.name} on {request}")
 
 
 @pytest.mark.tiny
