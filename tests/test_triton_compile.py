@@ -317,7 +317,7 @@ def test_every_operation_rounds_to_nearest(compiled: Compiled) -> None:
 @pytest.mark.parametrize("case", **named(PLAIN))
 def test_they_compile_for_amd_too(case: Case, dtypes: str) -> None:
     jobs = _jobs(program_for(case.rule.formula, case.options), dtypes)
-    made = list(map(lambda job: _compile(*job, CDNA3).asm["amdgcn"], jobs))
+    made = [_compile(*job, CDNA3).asm["amdgcn"] for job in jobs]
     for (_, name), code in zip(jobs, made, strict=True):
         assert f".amdhsa_kernel {name}" in code
         assert re.search(r"\.vgpr_spill_count: +0$", code, re.MULTILINE), name

