@@ -12,6 +12,7 @@ from .optimizers import Adagrad as Adagrad
 from .optimizers import Adam as Adam
 from .optimizers import Adamax as Adamax
 from .optimizers import AdamW as AdamW
+from .optimizers import Muon as Muon
 from .optimizers import NAdam as NAdam
 from .optimizers import RAdam as RAdam
 from .optimizers import RMSprop as RMSprop
