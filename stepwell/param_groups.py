@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .declaration import Declaration
+from .language.fields import Field, Range
 
-__all__ = ["Group", "add_group", "as_groups"]
+__all__ = ["Group", "Times", "add_group", "as_groups", "params_of"]
 
 UNORDERED = (
     "optimizer parameters need to be organized in ordered collections, but the ordering of tensors "
@@ -21,6 +23,32 @@ DUPLICATES = (
     "optimizer contains a parameter group with duplicate parameters; in future, this will cause an "
     "error; see github.com/pytorch/pytorch/issues/40967 for more information"
 )
+
+
+FACTOR = Field("factor", None, "number", Range(0))
+
+
+@dataclass(frozen=True)
+class Times:
+    """In a group that is given to an optimizer: a multiple of the optimizer's own hyperparameter.
+
+    `{"params": backbone, "lr": Times(0.1)}` learns at a tenth of the rate that the constructor is
+    given. The optimizer replaces it by the product.
+
+    Raises:
+        ValueError, TypeError: `factor` is no finite number of at least 0
+    """
+
+    factor: float
+
+    def __post_init__(self) -> None:
+        FACTOR.check(self.factor, "Times")
+
+    def of(self, value: Any) -> Any:
+        """The product: a number for a number, `Times` for `Times`."""
+        if isinstance(value, Times):
+            return Times(self.factor * value.factor)
+        return self.factor * value
 
 
 class Group(dict[str, Any]):
@@ -46,7 +74,7 @@ class Group(dict[str, Any]):
     def _checked(self, key: str, value: Any) -> Any:
         if key == "params":
             place = f"{self._declaration.owner}, group {self._index}"
-            return _params_of({"params": value}, place)["params"]
+            return params_of({"params": value}, place)["params"]
         return self._declaration.checked(key, value, self._index)
 
     def setdefault(self, key: str, default: Any = None) -> Any:
@@ -104,7 +132,7 @@ def add_group(
             f"({declaration.owner}, group {len(groups)})"
         )
     place = f"{declaration.owner}, group {len(groups)}"
-    items = {**given, **_params_of(given, place)}
+    items = {**_multiplied(given, defaults, place), **params_of(given, place)}
     names = items.get("param_names")
     for i, param in enumerate(items["params"]):
         spelt = f"parameter {names[i] if names else i}"
@@ -116,7 +144,24 @@ def add_group(
     return Group(items, declaration, len(groups))
 
 
-def _params_of(group: Mapping[str, Any], place: str) -> dict[str, Any]:
+def _multiplied(
+    given: Mapping[str, Any], defaults: Mapping[str, Any], place: str
+) -> dict[str, Any]:
+    """The group with numbers in place of multiples."""
+    items = dict(given)
+    for key, value in given.items():
+        if isinstance(value, Times):
+            own = defaults.get(key)
+            if isinstance(own, bool) or not isinstance(own, (int, float, Tensor)):
+                raise TypeError(
+                    f"{place}: {key} cannot be Times({value.factor:g}), since the optimizer has no "
+                    f"number {key} of its own to multiply"
+                )
+            items[key] = value.of(own)
+    return items
+
+
+def params_of(group: Mapping[str, Any], place: str) -> dict[str, Any]:
     """The keys "params" and, if there are names, "param_names"."""
     if "params" not in group:
         raise KeyError(f"params ({place}: a group needs this key, it has {', '.join(group)})")
