@@ -13,15 +13,16 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from stepwell.native.triton_jit import is_interpreting
 from stepwell.race.machine import describe
 
 from . import gpu
-from .cases import CASES, FULL, TINY, Case
 from .costs import COSTS, Cost
+from .cpu_cases import CASES
+from .cpu_tables import costs_table, speeds_table
 from .devices import Cuda, Host
+from .gpu_cases import FULL, TINY
 from .measure import Result, copy_bandwidth, measure
 
 
@@ -39,10 +40,10 @@ def main(arguments: list[str] | None = None) -> int:
         with console.status(f"{case.rule} {case.work}"):
             results.append(measure(case, options.seconds))
     if results:
-        console.print(_speeds(results, copy_bandwidth()))
+        console.print(speeds_table(results, copy_bandwidth()))
     costs = [(cost, cost.measure()) for cost in COSTS if options.only in cost.what]
     if costs:
-        console.print(_costs(costs))
+        console.print(costs_table(costs))
     if options.json:
         _save(options.json, results, costs)
     missed = any(r.misses() for r in results)
@@ -78,64 +79,6 @@ def _on_gpu(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int
     if options.json is None and not (options.only or options.tune):
         options.json = Path(__file__).parent / "results" / "cuda.json"
     return gpu.run(Cuda(), FULL, options, console)
-
-
-def _speeds(results: list[Result], copy: float) -> Table:
-    table = Table(title=f"microseconds per step, medians (a copy moves {copy:.1f} GB/s)")
-    table.add_column("work")
-    for name in ("stepwell", "torch fused", "torch default", "vs fused", "vs default", "GB/s"):
-        table.add_column(name, justify="right")
-    table.add_column("must reach")
-    section = None
-    for result in results:
-        name = f"{result.case.rule}, {str(result.case.dtype).removeprefix('torch.')}"
-        if name != section:
-            table.add_section()
-            table.add_row(f"[bold]{name}[/bold]")
-            section = name
-        table.add_row(*_row(result))
-    return table
-
-
-def _row(result: Result) -> list[str]:
-    case = result.case
-    names = ("stepwell", "fused", "default")
-    times = ["wrong" if n in result.wrong else _number(result.medians.get(n)) for n in names]
-    ratios = [result.ratio(n) if n in result.medians else None for n in ("fused", "default")]
-    missed = result.misses()
-    return [
-        case.work,
-        *times,
-        *("" if ratio is None else f"{ratio:.2f}x" for ratio in ratios),
-        f"{result.gigabytes_per_second['stepwell']:.1f}"
-        if case.is_limited_by_memory and result.medians
-        else "",
-        f"[red]{'; '.join(missed)}[/red]" if missed else f"[green]{_bars(case)}[/green]",
-    ]
-
-
-def _number(time: float | None) -> str:
-    return "" if time is None else f"{time:,.1f}"
-
-
-def _bars(case: Case) -> str:
-    bars = [f"{bar:g}x {rival}" for rival, bar in case.bars.items()]
-    limit = [] if case.limit is None else [f"{case.limit:g} us"]
-    return ", ".join([*limit, *bars])
-
-
-def _costs(costs: list[tuple[Cost, float]]) -> Table:
-    table = Table(title="paid once")
-    for name in ("what", "measured", "at most"):
-        table.add_column(name, justify="left" if name == "what" else "right")
-    for cost, value in costs:
-        colour = "green" if value <= cost.limit else "red"
-        table.add_row(
-            cost.what,
-            f"[{colour}]{value:.3f} {cost.unit}[/{colour}]",
-            f"{cost.limit:g} {cost.unit}",
-        )
-    return table
 
 
 def _save(path: Path, results: list[Result], costs: list[tuple[Cost, float]]) -> None:

@@ -17,10 +17,11 @@ from rich.console import Console
 import stepwell
 from stepwell.race.machine import describe
 
-from .cases import Case, Sizes, gpu_cases, resized
+from .cases import Case
 from .costs import first_kernels
 from .counting import count
 from .devices import Copy, Host
+from .gpu_cases import Sizes, gpu_cases, resized
 from .gpu_tables import line, tables
 from .measure import Check, Result, measure
 from .tune import tune

@@ -10,16 +10,19 @@ from functools import cached_property, partial
 
 import torch
 
-from .cases import Case, Make
+from .cases import BEST, Case, Make
 from .devices import Copy, Host
 
-__all__ = ["HOST", "Check", "Result", "copy_bandwidth", "measure", "sampler"]
+__all__ = ["HOST", "YARDSTICK", "Check", "Result", "copy_bandwidth", "measure", "sampler"]
 
 HOST = Host()
 STEPS_TO_COMPARE = 5
 # large enough that steps stand out from the rounding of bfloat16
 RATE_TO_COMPARE = 0.1
 ROUNDS = 7
+
+YARDSTICK = "yardstick"
+"""The contender of another case, which a share of a rate is taken of."""
 
 Step = Callable[[], object]
 
@@ -67,14 +70,28 @@ class Result:
         """The middle one of each contender's times."""
         return {name: statistics.median(found) for name, found in self.times.items()}
 
+    @cached_property
+    def rivals(self) -> dict[str, float]:
+        """The medians of torch's ways, and the best of them under that name."""
+        found = {name: self.medians[name] for name in self.case.rivals if name in self.medians}
+        return found | ({BEST: min(found.values())} if found else {})
+
     def ratio(self, rival: str) -> float:
         """How many of our steps fit into one of the rival's."""
-        return self.medians[rival] / self.medians["stepwell"]
+        return self.rivals[rival] / self.medians["stepwell"]
 
     @property
     def gigabytes_per_second(self) -> dict[str, float]:
         """What each contender's steps move."""
-        return {n: self.case.gigabytes_per_second(time) for n, time in self.medians.items()}
+        cases = {YARDSTICK: self.case.yardstick or self.case}
+        times = self.medians.items()
+        return {n: cases.get(n, self.case).gigabytes_per_second(time) for n, time in times}
+
+    @property
+    def share_of_yardstick(self) -> float | None:
+        """What ours moves per second as a share of what the yardstick moves."""
+        rates = self.gigabytes_per_second
+        return rates["stepwell"] / rates[YARDSTICK] if YARDSTICK in rates else None
 
     @property
     def shares_of_copy(self) -> dict[str, float]:
@@ -90,8 +107,12 @@ class Result:
         found = [
             Check(self.ratio(rival), bar, f"x {rival}")
             for rival, bar in self.case.bars.items()
-            if rival in self.medians
+            if rival in self.rivals
         ]
+        if self.case.yardstick is not None and self.share_of_yardstick is not None:
+            bar = 100 * (self.case.share_of_yardstick or 0)
+            name = f" % of {self.case.yardstick.rule}"
+            found.append(Check(100 * self.share_of_yardstick, bar, name))
         share, limit = self.case.share_of_copy, self.case.limit
         if share is not None:
             reached = self.shares_of_copy["stepwell"]
@@ -119,6 +140,9 @@ def measure(case: Case, seconds: float, machine: Host = HOST, copy: Copy | None 
         name: sampler(_stepper(case, make), case.clock, machine, copy)
         for name, make in contenders.items()
     }
+    if case.yardstick is not None:
+        step = _stepper(case.yardstick, case.yardstick.contenders()["fused"])
+        samples[YARDSTICK] = sampler(step, case.clock, machine, copy)
     times: dict[str, list[float]] = {name: [] for name in samples}
     before = len(copy.times) if copy else 0
     end = time.perf_counter() + seconds
@@ -210,8 +234,7 @@ def _device_time(step: Step, machine: Host, copy: Copy, copies: int) -> float:
 def _right_ones(case: Case, machine: Host) -> tuple[dict[str, Make], dict[str, str]]:
     """The contenders whose parameters are those of torch's loop after a few steps; the others."""
     contenders = case.contenders()
-    loop = partial(case.optimizer, torch.optim, foreach=False)
-    truth = _after_steps(case, loop, torch.float32)
+    truth = _after_steps(case, case.loop(), torch.float32)
     wrong: dict[str, str] = {}
     for name in list(contenders):
         try:
@@ -240,7 +263,7 @@ def _problem(
         moved += (right - start.detach().float()).abs().sum(dtype=torch.float64)
     # float32: a few ULP of numbers around 1. bfloat16: parameters and state are rounded to 8 bits
     # at every step, which is a small part of what a step moves, on the average
-    half = case.dtype is torch.bfloat16
+    half = case.is_rounded or case.dtype is torch.bfloat16
     # written so that NaN fails
     if not largest <= (2**-4 * size if half else 1e-5):
         return f"up to {largest:.1e} away from torch's loop after {STEPS_TO_COMPARE} steps"
