@@ -414,7 +414,7 @@ def test_a_users_own_schedule_needs_get_lr_alone():
 
 
 def test_a_new_curve_is_a_factor_alone():
-    class Warmup(lr_scheduler.Curve):
+    class Warmup(lr_scheduler.CurveLR):
         def factor(self, step: int) -> float:
             return min(1.0, (step + 1) / 4)
 

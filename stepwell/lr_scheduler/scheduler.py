@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable
+from copy import deepcopy
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
@@ -41,7 +43,7 @@ class LRScheduler(TorchLRScheduler):
     """Base class of all schedules: an optimizer, a step count and the rates it writes.
 
     A subclass says in `get_lr` what the rates of the groups are once `last_epoch` has moved on;
-    one whose rate is a function of the step derives from `Curve` instead.
+    one whose rate is a function of the step derives from `CurveLR` instead.
 
     Attributes:
         optimizer: whose rates it sets
@@ -92,6 +94,25 @@ class LRScheduler(TorchLRScheduler):
             warnings.warn(STEP_EPOCH, UserWarning, stacklevel=2)
         self._update_lr(epoch)
 
+    def preview(self, steps: int) -> list[list[float]]:
+        """The rates of the groups at this step and at those after it, without moving.
+
+        Args:
+            steps: how many steps are asked for, this one included
+
+        Returns:
+            for each step a list of numbers, one per group
+        """
+        groups = [{**group, "params": []} for group in self.optimizer.param_groups]
+        stage = SimpleNamespace(param_groups=deepcopy(groups), defaults=self.optimizer.defaults)
+        double = deepcopy(self, {id(self.optimizer): stage})
+        seen = []
+        for step in range(steps):
+            if step:
+                double.step()
+            seen.append([float(group["lr"]) for group in stage.param_groups])
+        return seen
+
     def state_dict(self) -> dict[str, Any]:
         """Everything but the optimizer, in torch's layout."""
         return {k: v for k, v in vars(self).items() if k not in ("optimizer", "_watch")}
@@ -137,7 +158,7 @@ class LRScheduler(TorchLRScheduler):
             warnings.warn(STEP_ORDER, UserWarning, stacklevel=3)
 
 
-class Curve(LRScheduler):
+class CurveLR(LRScheduler):
     """A schedule whose rate is the initial rate times a pure function of the step, `factor`.
 
     A rate that nobody else touches is the closed form, `initial rate * factor(step)`, at every

@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch.optim import Optimizer
 
 from ..language.fields import Field, Range
-from .scheduler import Curve
+from .scheduler import CurveLR
 
 
-class StepLR(Curve):
+class StepLR(CurveLR):
     """Multiplies the rate of every group by `gamma` once in `step_size` steps.
 
         rate(t) = initial rate * gamma ^ floor(t / step_size)

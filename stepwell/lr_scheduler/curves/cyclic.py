@@ -1,0 +1,74 @@
+"""cyclic: up and down, again and again."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from ...language.fields import Field, Range
+from .composition import GAMMA, LASTING, Curve, blend, power
+
+UP = Field("up", None, "number", Range(0, open="("))
+DOWN = Field("down", None, "number", Range(0, open="("), optional=True)
+MODES = ("triangular", "triangular2", "exp_range")
+
+
+@dataclass(frozen=True, repr=False)
+class cyclic(Curve):  # noqa: N801
+    """Straight lines from `low` up to a peak and back, again and again.
+
+        value(t) = low + (1 - low) height(t) peak(t)
+
+    `height` is 0 at the ends of a cycle and 1 in between. `peak` is 1 ("triangular"), halves with
+    each cycle ("triangular2"), or is gamma ^ t ("exp_range").
+
+    Paper: Smith, Cyclical Learning Rates for Training Neural Networks, arXiv:1506.01186.
+
+    Args:
+        up: how many steps the way up takes
+        down: how many steps the way down takes; None: as many
+        low: the value between two cycles
+        mode: how high the peaks are
+        gamma: the factor of "exp_range"
+        steps: how long it lasts, in front of `>>`; None: for ever
+
+    >>> [cyclic(2, low=0.5)(step) for step in range(5)]
+    [0.5, 0.75, 1.0, 0.75, 0.5]
+    """
+
+    up: float
+    down: float | None = None
+    low: float = 0.0
+    mode: Literal["triangular", "triangular2", "exp_range"] = "triangular"
+    gamma: float = 1.0
+    steps: int | None = None
+
+    checks = (
+        UP,
+        DOWN,
+        Field("low", 0.0, "number", Range(0)),
+        Field("mode", "triangular", "choice", choices=MODES),
+        GAMMA,
+        LASTING,
+    )
+
+    def at(self, step: float) -> float:
+        """The value at a step that lies in [0, steps]."""
+        return blend(self.low, 1.0, self.height(step) * self.peak(step))
+
+    def height(self, step: float) -> float:
+        """From 0 to 1 and back, within each cycle."""
+        down = self.up if self.down is None else self.down
+        within = step % (self.up + down)
+        return within / self.up if within <= self.up else (self.up + down - within) / down
+
+    def peak(self, step: float) -> float:
+        """How high the cycle of this step reaches."""
+        if self.mode == "triangular2":
+            return power(0.5, self.cycle(step))
+        return power(self.gamma, step) if self.mode == "exp_range" else 1.0
+
+    def cycle(self, step: float) -> int:
+        """The cycle of this step; the first is number 0."""
+        return math.floor(step / (self.up + (self.up if self.down is None else self.down)))
