@@ -75,6 +75,9 @@ class Case:
     is_limited_by_memory: bool = False
     is_rounded: bool = False
     """Whether torch computes parts of the step in bfloat16, whatever the dtype."""
+    rounds: int = 7
+    """How often each contender is measured at least."""
+    steps_to_compare: int = 5
     shapes: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     """The shapes of tensors with this many elements, where they are not flat."""
     missing: float = 0.0
@@ -119,10 +122,14 @@ class Case:
         made: dict[str, Make] = {"stepwell": self._make(stepwell, {})}
         return made | {name: self._make(torch.optim, FLAGS[name]) for name in self.rivals}
 
+    @property
+    def has_ways(self) -> bool:
+        """Whether torch has more than one way of doing it."""
+        return "foreach" in _arguments(self.rule)
+
     def loop(self) -> Make:
         """Torch's plainest way of doing it."""
-        has_others = "foreach" in _arguments(self.rule)
-        return self._make(torch.optim, {"foreach": False} if has_others else {})
+        return self._make(torch.optim, {"foreach": False} if self.has_ways else {})
 
     def _make(self, package: Any, flags: dict[str, Any]) -> Make:
         return lambda params, lr=1e-3: self.optimizer(package, params, lr, **flags)

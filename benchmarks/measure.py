@@ -16,11 +16,8 @@ from .devices import Copy, Host
 __all__ = ["HOST", "YARDSTICK", "Check", "Result", "copy_bandwidth", "measure", "sampler"]
 
 HOST = Host()
-STEPS_TO_COMPARE = 5
 # large enough that steps stand out from the rounding of bfloat16
 RATE_TO_COMPARE = 0.1
-ROUNDS = 7
-
 YARDSTICK = "yardstick"
 """The contender of another case, which a share of a rate is taken of."""
 
@@ -146,7 +143,7 @@ def measure(case: Case, seconds: float, machine: Host = HOST, copy: Copy | None 
     times: dict[str, list[float]] = {name: [] for name in samples}
     before = len(copy.times) if copy else 0
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times["stepwell"]) < ROUNDS:
+    while time.perf_counter() < end or len(times["stepwell"]) < case.rounds:
         for name, sample in samples.items():
             times[name].append(sample())
     if copy is None or len(copy.times) == before:
@@ -236,7 +233,7 @@ def _right_ones(case: Case, machine: Host) -> tuple[dict[str, Make], dict[str, s
     contenders = case.contenders()
     truth = _after_steps(case, case.loop(), torch.float32)
     wrong: dict[str, str] = {}
-    for name in list(contenders):
+    for name in list(contenders) if case.has_ways else ["stepwell"]:
         try:
             problem = _problem(case, _after_steps(case, contenders[name], case.dtype), truth)
         except RuntimeError as error:
@@ -266,7 +263,7 @@ def _problem(
     half = case.is_rounded or case.dtype is torch.bfloat16
     # written so that NaN fails
     if not largest <= (2**-4 * size if half else 1e-5):
-        return f"up to {largest:.1e} away from torch's loop after {STEPS_TO_COMPARE} steps"
+        return f"up to {largest:.1e} away from torch's loop after {case.steps_to_compare} steps"
     if not error <= (0.05 if half else 1e-5) * moved:
         return f"{error / moved:.0%} of a step away from torch's loop, on the average"
     return None
@@ -279,7 +276,7 @@ def _after_steps(case: Case, make: Make, dtype: torch.dtype) -> list[torch.Tenso
         param.data = param.data.to(dtype)
         param.grad = None if grad is None else grad.to(dtype)
     optimizer = make(params, lr=RATE_TO_COMPARE)
-    for _ in range(STEPS_TO_COMPARE):
+    for _ in range(case.steps_to_compare):
         optimizer.step()
     return [param.detach() for param in params]
 

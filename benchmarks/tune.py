@@ -13,7 +13,7 @@ from stepwell.native.triton_jit import OPTIONS
 
 from .cases import Case
 from .devices import Copy, Host
-from .measure import ROUNDS, sampler
+from .measure import sampler
 
 __all__ = ["tune"]
 
@@ -46,4 +46,4 @@ def _measured(case: Case, params: Any, choice: dict[str, int], machine: Host, co
     ):
         step = case.optimizer(stepwell, params).step
         sample = sampler(step, "device", machine, copy)
-        return statistics.median(sample() for _ in range(ROUNDS))
+        return statistics.median(sample() for _ in range(case.rounds))
