@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .cohort import is_misshapen, keeps_numbers_on_device, state_shape
 from .language import Formula, Program
+from .language.expr import NoDimensionError
 from .language.program import program_for
 
 __all__ = ["CAPTURABLE", "Group", "Inspection", "Row"]
@@ -68,17 +69,19 @@ class Inspection:
         rows = []
         programs: dict[Any, Program] = {}
         for index, group in enumerate(self._groups):
-            whole = programs.setdefault(index, self._program(group, frozenset()))
             for number, param in enumerate(group["params"]):
-                have = self._state.get(param, {})
+                have, ndim = self._state.get(param, {}), param.dim()
+                if (index, ndim) not in programs:
+                    programs[index, ndim] = self._program_of(index, number)
+                whole = programs[index, ndim]
                 if param.grad is None and not self._keeps_place(param, whole, have):
                     continue
                 absent = frozenset(
                     n for n, s in whole.slots.items() if s.initial is None and _lacks(have, n)
                 )
-                if (index, absent) not in programs:
-                    programs[index, absent] = self._program(group, absent)
-                row = Row(index, number, param, programs[index, absent])
+                if (index, ndim, absent) not in programs:
+                    programs[index, ndim, absent] = self._program(group, absent, ndim)
+                row = Row(index, number, param, programs[index, ndim, absent])
                 self._check_row(row, group, have)
                 rows.append(row)
         self._check_totals({row.program for row in rows})
@@ -100,14 +103,29 @@ class Inspection:
         known = self._known.get(id(param)) is param.dtype
         return known and not any(_lacks(have, name) for name in program.slots)
 
-    def _program(self, group: Group, absent: frozenset[str]) -> Program:
-        return program_for(self._formula, {**group, "grad_scale": self._grad_scale}, absent)
+    def _program(self, group: Group, absent: frozenset[str], ndim: int) -> Program:
+        return program_for(self._formula, {**group, "grad_scale": self._grad_scale}, absent, ndim)
+
+    def _program_of(self, index: int, number: int) -> Program:
+        """The program of a parameter whose state is whole."""
+        group = self._groups[index]
+        param = group["params"][number]
+        try:
+            return self._program(group, frozenset(), param.dim())
+        except NoDimensionError as error:
+            where = _where(group, index, number)
+            raise RuntimeError(f"{error} ({where} has shape {tuple(param.shape)})") from error
 
     def _check_row(self, row: Row, group: Group, have: Any) -> None:
         param, name = row.param, self._formula.name
         if not isinstance(have, dict):
             raise TypeError(
                 f"{name}: the state of {self._where(row)} must be a dict, got {type(have).__name__}"
+            )
+        if param.is_complex() and row.program.ndim is not None:
+            raise RuntimeError(
+                f"{name} does not support complex parameters ({self._where(row)} is "
+                f"{param.dtype}: leave it to AdamW)"
             )
         if not (param.is_floating_point() or param.is_complex()):
             raise RuntimeError(
@@ -167,12 +185,6 @@ class Inspection:
         param, name = row.param, self._formula.name
         for key, slot in row.program.slots.items():
             value = have.get(key)
-            ndim = max(param.dim(), 1)
-            if slot.over is not None and not -ndim <= slot.over < ndim:
-                raise RuntimeError(
-                    f"{name}: state {key!r} has size 1 in dimension {slot.over}, which "
-                    f"{self._where(row)} of shape {tuple(param.shape)} does not have"
-                )
             if isinstance(value, Tensor) and value.layout is not torch.strided:
                 raise ValueError(
                     f"{name}: state[{key!r}] of {self._where(row)} has layout {value.layout}; "
@@ -194,9 +206,7 @@ class Inspection:
         )
 
     def _where(self, row: Row) -> str:
-        names = self._groups[row.group].get("param_names")
-        which = repr(names[row.number]) if names else str(row.number)
-        return f"group {row.group}, parameter {which}"
+        return _where(self._groups[row.group], row.group, row.number)
 
     def check_capturable(self, device: torch.device) -> None:
         """A graph repeats what the device did; what the host did would stay as it is now.
@@ -215,12 +225,17 @@ class Inspection:
                     f"{words} (group {index}: construct it with capturable=True, and take a step "
                     "before the capture)"
                 )
-            program = self._program(group, frozenset())
+            program = self._program(group, frozenset(), 2)
             if program.scalar_slots and not keeps_numbers_on_device(program, group):
                 raise RuntimeError(
                     f"{words} (group {index}: {name} counts its steps on the host; construct it "
                     "with fused=True, and take a step before the capture)"
                 )
+
+
+def _where(group: Group, index: int, number: int) -> str:
+    names = group.get("param_names")
+    return f"group {index}, parameter {repr(names[number]) if names else number}"
 
 
 def _lacks(state: Any, name: str) -> bool:

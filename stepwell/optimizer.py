@@ -253,8 +253,8 @@ class Optimizer(Hooks, Flags, TorchOptimizer):
         if self.formula is None:
             return
         for group in self.param_groups:
-            program = program_for(self.formula, group)
             for param in group["params"]:
+                program = program_for(self.formula, group, ndim=param.dim())
                 with torch.inference_mode(False):
                     self.state[param].update(create_state(program, group, param, self.state[param]))
 
@@ -278,11 +278,15 @@ class Optimizer(Hooks, Flags, TorchOptimizer):
         """The state and the groups, in torch's layout; tensors are the live ones, not copies."""
         for hook in self._hooks("state_dict_pre"):
             hook(self)
-        state_dict = pack(self.param_groups, self.state)
+        state_dict = pack(self.param_groups, self._saved_state())
         for hook in self._hooks("state_dict_post"):
             replaced = hook(self, state_dict)
             state_dict = state_dict if replaced is None else replaced
         return state_dict
+
+    def _saved_state(self) -> Mapping[Any, Any]:
+        """What `state_dict` packs; for a rule whose tensors must not be saved as they are."""
+        return self.state
 
     @outside_graphs
     def load_state_dict(  # type: ignore[override]  # torch returns None
@@ -337,13 +341,13 @@ class Optimizer(Hooks, Flags, TorchOptimizer):
         return self.declaration.complete({**merged, **settled}, self.defaults, index)
 
     def _layout(self, group: Mapping[str, Any]) -> Layout | None:
-        if self.formula is None:
+        formula = self.formula
+        if formula is None:
             return None
-        slots = program_for(self.formula, group).slots
         fields = self.declaration.fields.values()
         return Layout(
-            slots,
-            frozenset({*self.formula.slots, *slots}),
+            lambda param: program_for(formula, group, ndim=param.dim()).slots,
+            frozenset(formula.slots),
             frozenset(f.name for f in fields if not (f.keyword_only or f.fixed)),
             frozenset(self.declaration.fields),
         )

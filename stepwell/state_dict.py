@@ -7,7 +7,7 @@ state dict is handed on, only copies.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -139,13 +139,13 @@ class Layout:
     """The state that a rule declares, under the hyperparameters of one group.
 
     Attributes:
-        slots: what a parameter's state holds
-        names: what it may hold under any hyperparameters
+        slots: what the state of a parameter holds
+        names: what it may hold under any hyperparameters, but for a count of steps
         hyperparameters: the keys by which a group is known to be of this rule
         keys: all the keys that the rule gives to its groups
     """
 
-    slots: Mapping[str, Slot]
+    slots: Callable[[Tensor], Mapping[str, Slot]]
     names: frozenset[str]
     hyperparameters: frozenset[str]
     keys: frozenset[str]
@@ -204,15 +204,16 @@ def _fit(entry: Any, place: Place, source: Group, layout: Layout | None) -> Load
         return LoadReport()
     if not isinstance(entry, Mapping):
         return LoadReport(mismatched=(f"{place.label}: state must be a dict, got {entry!r:.40}",))
+    slots = layout.slots(place.param)
     present = {name: value for name, value in entry.items() if value is not None}
-    missing = [n for n, s in layout.slots.items() if s.initial is not None and n not in present]
-    foreign = [name for name in present if name not in layout.names]
+    missing = [n for n, s in slots.items() if s.initial is not None and n not in present]
+    foreign = [name for name in present if name not in layout.names | slots.keys()]
     if not missing and layout.hyperparameters <= source.keys():
         # a state dict of this rule, to which somebody has added entries: they are kept
         foreign = []
     problems = {
         name: _problem(name, present[name], slot, place.param)
-        for name, slot in layout.slots.items()
+        for name, slot in slots.items()
         if name in present
     }
     return LoadReport(
@@ -253,8 +254,9 @@ def _copy_entry(
         return _copy(entry, place.param, policy)
     capturable = bool(groups[place.group].get("capturable"))
     copied: dict[Any, Any] = {}
+    slots = layout.slots(place.param)
     for name, value in entry.items():
-        slot = layout.slots.get(name)
+        slot = slots.get(name)
         if value is None and name in layout.names:
             # how torch once wrote a buffer that is not there
             continue

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..cohort import Cohort, Facts, Scaling, facts_hold, has_gaps_or_overlaps
 from ..language import Program
-from ..language.functions import Totals, answering
+from ..language.functions import Asked, answering
 from ..language.number import Number
 
 NAME = "eager"
@@ -52,8 +52,8 @@ class Launch:
 
     def shares(self, found: Found) -> list[tuple[int | None, float]]:
         """What each parameter adds to the next total that the formula asks for."""
-        collectors = [self._evaluate(row, found)[0] for row in range(len(self.grads))]
-        return [c.share for c in collectors if c.share is not None]
+        all_asked = [self._evaluate(row, found)[0] for row in range(len(self.grads))]
+        return [asked.share for asked in all_asked if asked.share is not None]
 
     def run(self, found: Found = ()) -> None:
         """Evaluate the formula for each parameter, then store."""
@@ -64,11 +64,11 @@ class Launch:
         # they would outlive zero_grad() here
         self.grads = []
 
-    def _evaluate(self, index: int, found: Found) -> tuple[Totals, _Row, Any]:
+    def _evaluate(self, index: int, found: Found) -> tuple[Asked, _Row, Any]:
         row = self._row(index, self.cohort.facts.differentiable)
-        collector = Totals(found, row.group_index)
-        with torch.set_grad_enabled(row.differentiable), answering(collector):
-            return collector, row, row.evaluate(self.cohort.program.formula.update)
+        asked = Asked(found, row.group_index, row.param.dtype)
+        with torch.set_grad_enabled(row.differentiable), answering(asked):
+            return asked, row, row.evaluate(self.cohort.program.formula.update)
 
     def _row(self, index: int, differentiable: bool) -> _Row:
         group = self._now.group(index)

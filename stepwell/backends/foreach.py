@@ -93,7 +93,7 @@ SINGLE: dict[str, Callable[..., Any]] = {
     "minimum": functions.minimum,
     "lerp": functions.lerp,
 }
-LEAVES = frozenset({"param", "grad", "state", "group", "const", "numel"})
+LEAVES = frozenset({"param", "grad", "state", "group", "const", "numel", "epsilon"})
 
 
 def refuses(program: Program, facts: Facts) -> str | None:
@@ -209,6 +209,8 @@ class Launch:
         if node.op == "group":
             table = self._now.hyperparameters.table
             return Number(table[self._now.group_indices[row], self._columns[str(node.value)]])
+        if node.op == "epsilon":
+            return Number(torch.finfo(self.cohort.facts.param_dtype).eps)
         if node.op == "numel":
             return Number(self._compute(self._now.params[row].detach()).numel())
         return SINGLE[node.op](*(values[arg][row] for arg in node.args))
@@ -315,7 +317,7 @@ def _argument(node: Expr, values: dict[Expr, List], numbers: dict[Expr, Numbers]
 
 def _combine(graph: Graph, node: Expr, args: tuple[Expr, ...], single: list[bool]) -> Expr:
     """One call for a sum whose second term is a product or a quotient that nothing else needs."""
-    same = graph.add(node.op, args, node.value, node.kind)
+    same = graph.add(node.op, args, node.value, node.kind, node.over)
     if node.op not in ("add", "sub") or node.kind is not Kind.ELEMENT:
         return same
     for start, term in ((0, 1), (1, 0)):

@@ -16,6 +16,7 @@ from .fields import zeros as zeros
 from .functions import amax as amax
 from .functions import atan2 as atan2
 from .functions import clamp as clamp
+from .functions import epsilon as epsilon
 from .functions import exp as exp
 from .functions import isfinite as isfinite
 from .functions import lerp as lerp

@@ -27,6 +27,8 @@ COMPARISONS = frozenset({"lt", "le", "gt", "ge", "eq", "ne"})
 LOGICAL = frozenset({"and", "or", "not"})
 BOOLEAN = COMPARISONS | LOGICAL | {"isfinite"}
 REDUCTIONS = frozenset({"sum", "amax"})
+ALONG = frozenset({"sum_dim", "amax_dim"})
+"""Reductions over one dimension, which stays with size 1."""
 
 
 class Expr:
@@ -34,9 +36,12 @@ class Expr:
 
     It answers to Python's arithmetic and comparisons by adding a node to its graph. It has no
     value yet, so Python's `if`, `and`, `or`, `not` and `float()` refuse it and name `where`.
+
+    Of elements, `over` names the dimensions that have size 1, counted from the last: (-1,) is a
+    number per row, (-2, -1) one per matrix.
     """
 
-    __slots__ = ("args", "graph", "index", "kind", "op", "value")
+    __slots__ = ("args", "graph", "index", "kind", "op", "over", "value")
 
     def __init__(
         self,
@@ -46,6 +51,7 @@ class Expr:
         value: float | str | None,
         kind: Kind,
         index: int,
+        over: tuple[int, ...] = (),
     ) -> None:
         self.graph = graph
         self.op = op
@@ -53,6 +59,15 @@ class Expr:
         self.value = value
         self.kind = kind
         self.index = index
+        self.over = over
+
+    @property
+    def ndim(self) -> int:
+        """How many dimensions the parameter has: a formula may branch on it."""
+        if self.kind is not Kind.ELEMENT:
+            raise AttributeError(f"{self.graph.owner}.update: one number has no .ndim")
+        self.graph.is_shaped = True
+        return self.graph.ndim
 
     @property
     def is_boolean(self) -> bool:
@@ -174,6 +189,10 @@ class Expr:
         raise TypeError(f"{self.graph.owner}.update: a value of a formula cannot be iterated over")
 
 
+class NoDimensionError(RuntimeError):
+    """A formula goes along a dimension that a parameter does not have."""
+
+
 # What constants fold to; everything else keeps its node.
 FOLD: dict[str, Callable[..., float]] = {
     "add": operator.add,
@@ -186,18 +205,26 @@ FOLD: dict[str, Callable[..., float]] = {
 
 
 class Graph:
-    """The nodes of one formula; equal nodes are one node."""
+    """The nodes of one formula, for parameters of `ndim` dimensions; equal nodes are one node.
 
-    def __init__(self, owner: str) -> None:
+    Attributes:
+        is_shaped: whether anything depends on the number of dimensions
+    """
+
+    def __init__(self, owner: str, ndim: int) -> None:
         self.owner = owner
+        self.ndim = ndim
+        self.is_shaped = False
         self.nodes: list[Expr] = []
         self.nonzero: set[int] = set()
         self.totals: list[Expr] = []
         self._known: dict[object, Expr] = {}
 
-    def leaf(self, op: str, value: float | str, kind: Kind) -> Expr:
-        """An input (`param`, `grad`, `state`, `group`) or a constant (`const`)."""
-        return self.add(op, (), value, kind)
+    def leaf(
+        self, op: str, value: float | str, kind: Kind, over: tuple[int, ...] = ()
+    ) -> Expr:
+        """An input (`param`, `grad`, `state`, `group`, ...) or a constant (`const`)."""
+        return self.add(op, (), value, kind, over)
 
     def constant(self, value: float) -> Expr:
         """A number that is part of the formula."""
@@ -216,12 +243,25 @@ class Graph:
         node = self._lift(arg)
         if node.kind is not Kind.ELEMENT:
             raise TypeError(f"{self.owner}.update: {op}() reduces elements; this is one number")
+        self._check_whole(node, across)
         return self._total(self.add(op, (node,), across, Kind.REDUCED))
 
-    def numel(self, across: str) -> Expr:
-        """How many elements the parameter, its group or all parameters have."""
+    def numel(self, arg: object, across: str) -> Expr:
+        """How many elements this has, or such values of the group or of all parameters."""
+        node = self._lift(arg)
+        self._check_whole(node, across)
         kind = Kind.SCALAR if across == "tensor" else Kind.REDUCED
-        return self._total(self.leaf("numel", across, kind))
+        count = self._total(self.leaf("numel", across, kind))
+        for dim in node.over:
+            count = count / self.leaf("extent", dim, Kind.SCALAR)
+        return count
+
+    def _check_whole(self, node: Expr, across: str) -> None:
+        if node.over and across != "tensor":
+            raise TypeError(
+                f"{self.owner}.update: across={across!r} is for values with a number per element; "
+                f"this has size 1 in dimension {', '.join(map(str, node.over))}"
+            )
 
     def _total(self, node: Expr) -> Expr:
         # in the order in which the formula asks, which is the order eager sees
@@ -231,7 +271,28 @@ class Graph:
 
     def along(self, op: str, arg: object, dim: int) -> Expr:
         """A reduction over one dimension, which stays with size 1."""
-        return self.add(f"{op}_dim", (self._lift(arg),), dim, Kind.ELEMENT)
+        node, dim = self._lift(arg), self.dim(dim)
+        if node.kind is not Kind.ELEMENT:
+            raise TypeError(f"{self.owner}.update: {op}() reduces elements; this is one number")
+        if dim in node.over:
+            return node
+        return self.add(f"{op}_dim", (node,), dim, Kind.ELEMENT)
+
+    def extent(self, arg: object, dim: int) -> Expr:
+        """The size of a dimension."""
+        node, dim = self._lift(arg), self.dim(dim)
+        return self.constant(1) if dim in node.over else self.leaf("extent", dim, Kind.SCALAR)
+
+    def dim(self, dim: int) -> int:
+        """A dimension, counted from the last; a parameter without dimensions has one of size 1."""
+        self.is_shaped = True
+        ndim = max(self.ndim, 1)
+        if not -ndim <= dim < ndim:
+            raise NoDimensionError(
+                f"{self.owner} goes along dimension {dim}, which a parameter of {self.ndim} "
+                "dimensions does not have"
+            )
+        return dim - ndim if dim >= 0 else dim
 
     def _lift(self, value: object) -> Expr:
         if isinstance(value, Expr):
@@ -272,11 +333,22 @@ class Graph:
         args: tuple[Expr, ...],
         value: float | str | None,
         kind: Kind,
+        over: tuple[int, ...] = (),
     ) -> Expr:
-        """This very node, if need be as a new one."""
+        """This very node, if need be as a new one; `over` is for leaves."""
         # repr tells 0.0 from -0.0 and finds NaN again, which == does not
         key = (op, tuple(arg.index for arg in args), repr(value), kind)
         if key not in self._known:
-            self._known[key] = Expr(self, op, args, value, kind, len(self.nodes))
+            if args and kind is Kind.ELEMENT:
+                over = _size_one(op, args, value)
+            self._known[key] = Expr(self, op, args, value, kind, len(self.nodes), over)
             self.nodes.append(self._known[key])
         return self._known[key]
+
+
+def _size_one(op: str, args: tuple[Expr, ...], value: float | str | None) -> tuple[int, ...]:
+    """The dimensions of size 1 of what an operation on elements gives."""
+    if op in ALONG:
+        return tuple(sorted({*args[0].over, int(value or 0)}))
+    shared = set.intersection(*(set(a.over) for a in args if a.kind is Kind.ELEMENT))
+    return tuple(sorted(shared))

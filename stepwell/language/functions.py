@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .expr import Expr, Graph
+from .expr import Expr, Graph, Kind
 from .number import Number, exponential
 
 __all__ = [
     "amax",
     "atan2",
     "clamp",
+    "epsilon",
     "exp",
     "isfinite",
     "lerp",
@@ -176,10 +177,18 @@ def norm(x: Any, *, dim: int | None = None, across: str = "tensor") -> Any:
 def numel(x: Any, *, dim: int | None = None, across: str = "tensor") -> Any:
     """How many numbers `sum` with the same arguments adds."""
     if isinstance(x, Expr):
-        return x.graph.numel(across) if dim is None else x.graph.along("numel", x, dim)
+        return x.graph.numel(x, across) if dim is None else x.graph.extent(x, dim)
     if dim is not None:
         return x.size(dim) if x.dim() else 1
     return _total(float(x.numel()), across)
+
+
+def epsilon(x: Any) -> Any:
+    """The distance from 1 to the next larger number, in the parameter's own precision."""
+    if isinstance(x, Expr):
+        return x.graph.leaf("epsilon", "", Kind.SCALAR)
+    asked = _current.get()
+    return Number(torch.finfo(x.dtype if asked is None else asked.dtype).eps)
 
 
 def _reduce(op: str, on_tensors: Callable[..., Any], x: Any, dim: int | None, across: str) -> Any:
@@ -192,7 +201,7 @@ def _reduce(op: str, on_tensors: Callable[..., Any], x: Any, dim: int | None, ac
     if not isinstance(x, Tensor):
         raise TypeError(f"{op}() reduces the elements of a tensor, got {type(x).__name__}")
     if dim is not None:
-        return on_tensors(x, dim, keepdim=True)
+        return on_tensors(x.to(torch.float64), dim, keepdim=True).to(x.dtype)
     if x.numel() == 0 and op == "amax":
         return x.new_full((), -math.inf, dtype=torch.float64)
     found = on_tensors(x.to(torch.float64))
@@ -211,17 +220,21 @@ def _on_tensors(function: Callable[..., Any]) -> Callable[..., Any]:
     return lifted
 
 
-class Totals:
-    """What the parameters of a group, or of the optimizer, add up to.
+class Asked:
+    """What a formula may ask for while it runs on one parameter, beyond what it is given.
 
-    `found` holds the totals that are known, in the order in which the formula asks for them, each
-    by group (None for "all"). While the formula runs on one parameter, the first total that is
-    not known is noted as this parameter's `share` of it.
+    `dtype` is the parameter's. Totals are what the parameters of a group, or of the optimizer, add
+    up to: `found` holds those that are known, in the order in which the formula asks for them,
+    each by group (None for "all"). The first total that is not known is noted as this parameter's
+    `share` of it.
     """
 
-    def __init__(self, found: Sequence[Mapping[Any, float]], group: int) -> None:
+    def __init__(
+        self, found: Sequence[Mapping[Any, float]], group: int, dtype: torch.dtype
+    ) -> None:
         self.found = found
         self.group = group
+        self.dtype = dtype
         self.asked = 0
         self.share: tuple[int | None, float] | None = None
 
@@ -237,13 +250,13 @@ class Totals:
         return value
 
 
-_current: ContextVar[Totals | None] = ContextVar("totals", default=None)
+_current: ContextVar[Asked | None] = ContextVar("asked", default=None)
 
 
 @contextmanager
-def answering(collector: Totals) -> Iterator[None]:
-    """Run one parameter's formula with these totals."""
-    token = _current.set(collector)
+def answering(asked: Asked) -> Iterator[None]:
+    """Run one parameter's formula with these answers."""
+    token = _current.set(asked)
     try:
         yield
     finally:
@@ -253,7 +266,7 @@ def answering(collector: Totals) -> Iterator[None]:
 def _total(value: Any, across: str) -> Any:
     if across == "tensor":
         return value
-    collector = _current.get()
-    if collector is None:
+    asked = _current.get()
+    if asked is None:
         raise RuntimeError(f"across={across!r} has a meaning only inside an optimizer's step")
-    return collector.answer(value, across)
+    return asked.answer(value, across)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from .expr import REDUCTIONS, Expr, Graph, Kind
+from .expr import ALONG, REDUCTIONS, Expr, Graph, Kind
 from .fields import Field, Slot, near_miss
 
 __all__ = ["Formula", "Program", "Update", "program_for", "trace"]
@@ -56,6 +56,8 @@ class Program:
     slots: Mapping[str, Slot]
     totals: tuple[Expr, ...] = ()
     """Values that depend on several parameters, in the order in which the formula asks."""
+    ndim: int | None = None
+    """For parameters of how many dimensions it is, if that makes a difference."""
 
     @property
     def name(self) -> str:
@@ -71,6 +73,11 @@ class Program:
     def scalar_slots(self) -> tuple[str, ...]:
         """The state entries that are one number per parameter, in declared order."""
         return tuple(name for name, slot in self.slots.items() if slot.scalar)
+
+    @cached_property
+    def is_sliced(self) -> bool:
+        """Whether some value is one number per row, column or other slice of the parameter."""
+        return any(node.over for node in self.nodes)
 
     @cached_property
     def numbers(self) -> tuple[str, ...]:
@@ -91,7 +98,7 @@ class Program:
             below = max((level[arg.index] for arg in node.args), default=0)
             # what depends on other parameters is known once all have been gone over
             is_total = not node.args and node.kind is Kind.REDUCED
-            level[node.index] = below + (node.op in REDUCTIONS or is_total)
+            level[node.index] = below + (node.op in REDUCTIONS | ALONG or is_total)
         return tuple(level[node.index] for node in self.nodes)
 
     @cached_property
@@ -135,7 +142,10 @@ def _stays_zero(node: Expr, zeros: list[bool]) -> bool:
 
 
 def trace(
-    formula: Formula, group: Mapping[str, Any], absent: frozenset[str] = frozenset()
+    formula: Formula,
+    group: Mapping[str, Any],
+    absent: frozenset[str] = frozenset(),
+    ndim: int = 2,
 ) -> Program:
     """Run the formula once on symbols.
 
@@ -143,12 +153,14 @@ def trace(
         formula: the rule
         group: its hyperparameters; of these only the static facts matter
         absent: the entries of the state, of those that start unset, that have no value yet
+        ndim: how many dimensions the parameters have
 
     Raises:
         TypeError: the formula branches on a traced value, or uses what is no number
         AttributeError: it names a hyperparameter or an entry of the state that is not declared
+        RuntimeError: it goes along a dimension that the parameters do not have
     """
-    graph = Graph(formula.name)
+    graph = Graph(formula.name, ndim)
     symbols = GroupSymbols(graph, formula, group)
     state = StateSymbols(graph, formula, group, absent)
     param = graph.leaf("param", "param", Kind.ELEMENT)
@@ -156,18 +168,25 @@ def trace(
     new_param = formula.update(param, grad, state, symbols)
     outputs = {"param": _result(graph, new_param), **state.assigned()}
     nodes = graph.live([*outputs.values(), *graph.totals])
-    return Program(formula, nodes, outputs, state.existing(), tuple(graph.totals))
+    shaped = ndim if graph.is_shaped else None
+    return Program(formula, nodes, outputs, state.existing(), tuple(graph.totals), shaped)
 
 
 def program_for(
-    formula: Formula, group: Mapping[str, Any], absent: frozenset[str] = frozenset()
+    formula: Formula,
+    group: Mapping[str, Any],
+    absent: frozenset[str] = frozenset(),
+    ndim: int = 2,
 ) -> Program:
     """`trace`, once for equal static facts; what the group lacks has its default."""
     facts = {name: f.default for name, f in formula.fields.items()} | dict(group)
-    key = formula.static(facts), absent
-    if key not in formula.programs:
-        formula.programs[key] = trace(formula, facts, absent)
-    return formula.programs[key]
+    static = formula.static(facts)
+    for shaped in (None, ndim):
+        if (static, absent, shaped) in formula.programs:
+            return formula.programs[static, absent, shaped]
+    program = trace(formula, facts, absent, ndim)
+    formula.programs[static, absent, program.ndim] = program
+    return program
 
 
 def _result(graph: Graph, value: object) -> Expr:
@@ -185,7 +204,7 @@ Rewrite = Callable[[Graph, Expr, tuple[Expr, ...], list[bool]], Expr]
 
 def rewritten(program: Program, rule: Rewrite) -> Program:
     """The program with each node replaced by what the rule makes of it, in a graph of its own."""
-    graph = Graph(program.name)
+    graph = Graph(program.name, program.ndim or 0)
     uses = Counter(arg.index for node in program.nodes for arg in node.args)
     uses.update(node.index for node in program.outputs.values())
     new: dict[int, Expr] = {}
@@ -195,7 +214,7 @@ def rewritten(program: Program, rule: Rewrite) -> Program:
     outputs = {name: new[node.index] for name, node in program.outputs.items()}
     totals = tuple(new[node.index] for node in program.totals)
     nodes = graph.live([*outputs.values(), *totals])
-    return Program(program.formula, nodes, outputs, program.slots, totals)
+    return replace(program, nodes=nodes, outputs=outputs, totals=totals)
 
 
 class GroupSymbols:
@@ -258,14 +277,25 @@ class StateSymbols:
 
     def __setattr__(self, name: str, value: object) -> None:
         self._check(name)
-        self._now[name] = _result(self._graph, value)
+        node = _result(self._graph, value)
+        over = self._over(name)
+        if node.kind is Kind.ELEMENT and not set(over) <= set(node.over):
+            raise TypeError(
+                f"{self._formula.name}.update: state.{name} has size 1 in dimension {over[0]}, the "
+                "value assigned to it has not; reduce it, as in mean(x, dim=...)"
+            )
+        self._now[name] = node
 
     def _first(self, name: str) -> Expr | None:
         if name in self._absent:
             return None
         kind = Kind.SCALAR if self._slots[name].scalar else Kind.ELEMENT
-        node = self._graph.leaf("state", name, kind)
+        node = self._graph.leaf("state", name, kind, self._over(name))
         return node + 1 if name == "step" else node
+
+    def _over(self, name: str) -> tuple[int, ...]:
+        over = self._slots[name].over
+        return () if over is None else (self._graph.dim(over),)
 
     def _check(self, name: str) -> None:
         if name not in self._slots:
@@ -283,9 +313,9 @@ class StateSymbols:
         }
 
     def existing(self) -> dict[str, Slot]:
-        """What a parameter's state holds: all that is declared, and `step` if it was used."""
-        hidden = REWRITABLE.keys() if "step" in self._used else {"step", *REWRITABLE}
-        return {name: slot for name, slot in self._slots.items() if name not in hidden}
+        """What a parameter's state holds: what the formula reads or assigns."""
+        used = self._used - REWRITABLE.keys()
+        return {name: slot for name, slot in self._slots.items() if name in used}
 
 
 def _undeclared(formula: Formula, name: str, known: Sequence[str], what: str) -> str:

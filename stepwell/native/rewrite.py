@@ -4,25 +4,29 @@ from __future__ import annotations
 
 from functools import partial
 
+import torch
+
 from ..language.expr import Expr, Graph, Kind
 from ..language.program import Program, rewritten
 
 __all__ = ["rewrite"]
 
 
-def rewrite(program: Program, *, keep_divisions: bool) -> Program:
+def rewrite(program: Program, dtype: torch.dtype) -> Program:
     """The same program with `fma(a, b, c)` = a * b + c, and products with inverses.
 
     Dividing all elements by one number becomes a product with its inverse, computed once in
     float64: in float32 that rounds as often as the division, since the number itself is rounded
-    too. `keep_divisions` is for float64, where it is not.
+    too. Where the parameter's `dtype` is float64 it is not, and divisions stay.
     """
-    return rewritten(program, partial(_lowered, keep_divisions))
+    return rewritten(program, partial(_lowered, dtype))
 
 
 def _lowered(
-    keep_divisions: bool, graph: Graph, node: Expr, args: tuple[Expr, ...], single: list[bool]
+    dtype: torch.dtype, graph: Graph, node: Expr, args: tuple[Expr, ...], single: list[bool]
 ) -> Expr:
+    if node.op == "epsilon":
+        return graph.constant(torch.finfo(dtype).eps)
     if node.kind is not Kind.ELEMENT:
         if node.op == "lerp":
             start, end, weight = args
@@ -31,14 +35,15 @@ def _lowered(
     if node.op == "lerp":
         start, end, weight = args
         return graph.apply("fma", weight, end - start, start)
-    if node.op == "div" and args[1].kind is not Kind.ELEMENT and not keep_divisions:
+    is_double = dtype is torch.float64
+    if node.op == "div" and args[1].kind is not Kind.ELEMENT and not is_double:
         return args[0] * (1 / args[1])
     if node.op in ("add", "sub"):
         for product, other in ((0, 1), (1, 0)):
             factor = args[product]
             if factor.op == "mul" and factor.kind is Kind.ELEMENT and single[product]:
                 return _multiply_add(graph, node.op, factor, args[other], product)
-    return graph.add(node.op, args, node.value, node.kind)
+    return graph.add(node.op, args, node.value, node.kind, node.over)
 
 
 def _multiply_add(graph: Graph, op: str, product: Expr, other: Expr, place: int) -> Expr:

@@ -35,7 +35,7 @@ class Schedule:
 
     def __init__(self, program: Program, dtypes: dict[str, torch.dtype]) -> None:
         self.kind = "double" if dtypes["param"] is torch.float64 else "float"
-        self.program = program = rewrite(program, keep_divisions=self.kind == "double")
+        self.program = program = rewrite(program, dtypes["param"])
         self.dtypes = dtypes
         self.passes = dict(zip(program.nodes, program.passes, strict=True))
         self.sweeps = 1 + max(self.passes.values(), default=0)
