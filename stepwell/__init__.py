@@ -1,5 +1,6 @@
 """A drop-in replacement for torch.optim: `import stepwell as optim`."""
 
+from . import groups as groups
 from . import lr_scheduler as lr_scheduler
 from .optimizer import LoadReport as LoadReport
 from .optimizer import Optimizer as Optimizer

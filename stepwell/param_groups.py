@@ -13,7 +13,7 @@ from torch import Tensor
 from .declaration import Declaration
 from .language.fields import Field, Range
 
-__all__ = ["Group", "Times", "add_group", "as_groups", "params_of"]
+__all__ = ["Group", "Times", "add_group", "as_groups", "check_param", "params_of"]
 
 UNORDERED = (
     "optimizer parameters need to be organized in ordered collections, but the ordering of tensors "
@@ -136,7 +136,7 @@ def add_group(
     names = items.get("param_names")
     for i, param in enumerate(items["params"]):
         spelt = f"parameter {names[i] if names else i}"
-        _check_param(param, f"{place}, {spelt}", bool(defaults.get("differentiable")))
+        check_param(param, f"{place}, {spelt}", bool(defaults.get("differentiable")))
     items = declaration.complete(items, defaults, len(groups))
     if len(items["params"]) != len({id(param) for param in items["params"]}):
         warnings.warn(f"{DUPLICATES} ({place})", stacklevel=3)
@@ -194,7 +194,8 @@ def params_of(group: Mapping[str, Any], place: str) -> dict[str, Any]:
     return {"params": [p for _, p in named], "param_names": [name for name, _ in named]}
 
 
-def _check_param(param: Any, place: str, differentiable: bool) -> None:
+def check_param(param: Any, place: str, differentiable: bool) -> None:
+    """Refuse what is no Tensor, or was computed from others."""
     if not isinstance(param, Tensor):
         remedy = ""
         if isinstance(param, torch.nn.Module):

@@ -26,7 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("language", "hooks", "matching", "quasi_newton"),
     ("cohort", "declaration", "formulas", "lr_scheduler"),
     ("native", "param_groups", "state_dict"),
-    ("backends", "inspection", "state"),
+    ("backends", "groups", "inspection", "state"),
     ("totals",),
     ("plan",),
     ("optimizer",),
