@@ -26,17 +26,11 @@ from .shell_cases import (
 pytestmark = pytest.mark.tiny
 
 
-def shown(signature: inspect.Signature) -> list[tuple[object, ...]]:
-    return [
-        (p.name, p.kind, repr(p.default)) for p in signature.parameters.values() if p.name != "self"
-    ]
-
-
 @each_name
-def test_signature_is_torchs(name):
-    assert shown(inspect.signature(ours(name))) == shown(inspect.signature(theirs(name)))
-    init, torch_init = ours(name).__init__, theirs(name).__init__
-    assert shown(inspect.signature(init)) == shown(inspect.signature(torch_init))
+def test_the_constructor_has_a_name_and_the_signature(name):
+    init = ours(name).__init__
+    _, *arguments = inspect.signature(init).parameters.values()
+    assert arguments == list(inspect.signature(ours(name)).parameters.values())
     assert init.__qualname__ == f"{name}.__init__"
     assert init.__module__ == f"stepwell.optimizers.{name.lower()}"
 
@@ -72,11 +66,6 @@ def test_arguments_by_position():
     found = [group[k] for k in ("lr", "momentum", "dampening", "weight_decay", "nesterov")]
     assert found == [0.5, 0.9, 0.1, 0.2, False]
     assert stepwell.AdamW(params=weights(), lr=0.5).defaults["lr"] == 0.5
-
-
-@each_name
-def test_is_torchs_optimizer_to_isinstance(name):
-    assert isinstance(ours(name)(weights()), torch.optim.Optimizer)
 
 
 @each_name
