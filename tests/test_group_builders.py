@@ -769,6 +769,8 @@ def test_a_table_marks_what_is_frozen_and_what_is_not_float32():
     shown = str(table(stepwell.SGD(model.parameters(), lr=0.1)))
     assert re.search(r"parameter 0 +\(8, 4\) frozen +32", shown)
     assert re.search(r"parameter 2 +\(8, 8\) bfloat16 +64", shown)
+    shown += str(table([{"params": nn.Parameter(torch.tensor(1.0))}]))
+    assert re.search(r"parameter 0 +\(\) +1", shown)
     assert "of which frozen: 2 (40 elements)" in " ".join(shown.split())
 
 

@@ -192,9 +192,9 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 def _members(group: Group, place: str, first: int, unnamed_too: bool) -> Group:
     """The group with one `Named` per parameter, the first of which has the position `first`."""
-    items = group.get("params")
-    if isinstance(items, Iterable) and not isinstance(items, (Tensor, set, frozenset)):
-        items = list(items)
+    items: Any = group.get("params")
+    if isinstance(items, Iterable) and not isinstance(items, (set, frozenset)):
+        items = [items] if isinstance(items, Tensor) else list(items)
         group = {**group, "params": items}
     given = params_of(group, place)
     names = given.get("param_names", group.get("param_names"))

@@ -46,13 +46,13 @@ def table(*sources: Any, whole: bool = False) -> GroupTable:
         TypeError, ValueError: there are no parameters, or one is in two groups of a source
 
     >>> print(table(torch.nn.Linear(4, 2)))
-    parameter                                shape   elements
-    ─────────────────────────────────────────────────────────
-    group 0                                                10
-    weight                                   (2, 4)         8
-    bias                                     (2,)           2
-    ─────────────────────────────────────────────────────────
-    total: 2 parameters                                    10
+    parameter             shape    elements
+    ───────────────────────────────────────
+    group 0                              10
+      weight              (2, 4)          8
+      bias                (2,)            2
+    ───────────────────────────────────────
+    total: 2 parameters                  10
     """
     if not sources:
         raise TypeError("table: pass optimizers, groups, models or named parameters")
