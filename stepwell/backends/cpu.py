@@ -69,6 +69,8 @@ class Launch:
     def _make_tables(self) -> None:
         cohort, schedule, sizes = self.cohort, self._schedule, self._reading.sizes
         blocks, first = blocks_of(sizes, BLOCK)
+        # a dense gradient's block starts where its parameter's does
+        blocks = np.column_stack([blocks, blocks[:, 1]])
         width, columns = max(len(schedule.reduced), 1), max(len(schedule.columns), 1)
         number = np.float64 if schedule.kind == "double" else np.float32
         self._work = np.concatenate([[0], np.cumsum(blocks[:, 2] + 64)])

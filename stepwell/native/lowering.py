@@ -227,8 +227,8 @@ class Lowering(Schedule):
         body = Body(self.kind)
         rows = body.word("rows")
         addresses, blocks = body.pointer("addresses"), body.pointer("blocks")
-        row, start, size = (
-            body.emit(f"load i64, ptr {body.cell('i64', blocks, 3, '%block', j)}") for j in range(3)
+        row, start, size, grad_start = (
+            body.emit(f"load i64, ptr {body.cell('i64', blocks, 4, '%block', j)}") for j in range(4)
         )
         # an absent parameter has no elements: its reductions are those of an empty one
         absent = self._is_absent(body, addresses, rows, row)
@@ -237,8 +237,8 @@ class Lowering(Schedule):
         for name in self.elements:
             before = body.emit(f"mul i64 {rows}, {self.slots.index(name)}")
             at = body.emit(f"add i64 {before}, {row}")
-            base = body.item("ptr", addresses, at)
-            arguments.append("ptr " + body.address(MEMORY[self.dtypes[name]].type, base, start))
+            base, begin = body.item("ptr", addresses, at), grad_start if name == "grad" else start
+            arguments.append("ptr " + body.address(MEMORY[self.dtypes[name]].type, base, begin))
         numbers = body.cell(self.kind, body.pointer("numbers"), len(self.columns), row, 0)
         partials = body.cell("double", body.pointer("partials"), len(self.reduced), "%block", 0)
         arguments += [f"ptr {numbers}", f"ptr {partials}", f"i64 {size}"]
