@@ -7,8 +7,10 @@ from .optimizer import Optimizer as Optimizer
 from .optimizer import compose as compose
 from .optimizer import swap_in_optimizer_params_and_state as swap_in_optimizer_params_and_state
 from .optimizers import ASGD as ASGD
+from .optimizers import LBFGS as LBFGS
 from .optimizers import SGD as SGD
 from .optimizers import Adadelta as Adadelta
+from .optimizers import Adafactor as Adafactor
 from .optimizers import Adagrad as Adagrad
 from .optimizers import Adam as Adam
 from .optimizers import Adamax as Adamax

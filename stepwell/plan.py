@@ -20,7 +20,7 @@ from torch import Tensor
 from .backends import Launch, launched, log
 from .cohort import PLAIN_TYPES, Cohort, Facts, Hyperparameters, Scaling, facts_of
 from .inspection import CAPTURABLE, Group, Inspection, Row
-from .language import Formula
+from .language import Formula, Program
 from .native import tensors
 from .native.uploads import is_capturing
 from .state import create_state
@@ -91,14 +91,14 @@ class Plan:
 
     def _form_cohorts(self, rows: list[Row], static: Sequence[Any]) -> list[Cohort]:
         aliased = self._prepare_state(rows)
-        cohorts: dict[tuple[Facts, bool, bool], Cohort] = {}
+        cohorts: dict[tuple[Program, Facts, bool, bool], Cohort] = {}
         for row, shared in zip(rows, aliased.tolist(), strict=True):
             group, state, grad = self._groups[row.group], self._state[row.param], row.param.grad
             grad = row.param.detach() if grad is None else grad
             densify = grad.layout is torch.sparse_coo and not row.program.is_idle
             pair = (row.param, grad.to_dense() if densify else grad)
             facts = facts_of(row.program, static[row.group], pair, state, group)
-            key = (facts, shared, densify)
+            key = (row.program, facts, shared, densify)
             if key not in cohorts:
                 cohorts[key] = Cohort(
                     row.program, facts, self._hyperparameters, shared, densify, kept=self._kept

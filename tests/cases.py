@@ -46,6 +46,10 @@ class Case:
         assert self.twin is not None
         return self.twin(params, **self._fresh(), **more)
 
+    def takes(self, dtype: torch.dtype) -> bool:
+        """Whether the rule updates such parameters: complex numbers have no rows and columns."""
+        return not (dtype.is_complex and self.rule is stepwell.Adafactor)
+
     def _fresh(self) -> dict[str, Any]:
         return {name: _copied(value) for name, value in self.options.items()}
 
@@ -59,7 +63,9 @@ def _copied(value: Any) -> Any:
 def _spelt(value: Any) -> str:
     if isinstance(value, tuple):
         return "(" + ",".join(map(_spelt, value)) + ")"
-    return f"tensor{value.item():g}" if isinstance(value, Tensor) else f"{value:g}"
+    if isinstance(value, Tensor):
+        return f"tensor{value.item():g}"
+    return "None" if value is None else f"{value:g}"
 
 
 def _case(rule: type[Any], twin: type[Any] | None, **options: Any) -> Case:
@@ -147,6 +153,12 @@ CASES: tuple[Case, ...] = (
     *_all(stepwell.RAdam, torch.optim.RAdam, DECOUPLED, lr=0.02, betas=(0.8, 0.95), eps=1e-3),
     *_all(stepwell.ASGD, torch.optim.ASGD, {**DECAYS, "t0": (1e6, 2)}, lr=0.05, lambd=0.1),
     *_all(stepwell.Rprop, torch.optim.Rprop, {"step_sizes": ((1e-6, 50), (1e-3, 0.03))}),
+    *_all(
+        stepwell.Adafactor,
+        torch.optim.Adafactor,
+        {**DECAYS, "d": (1, 1.5), "eps": ((None, 1e-3), (0.01, 2.0))},
+        lr=0.02,
+    ),
 )
 
 if is_interpreting():
@@ -167,6 +179,7 @@ PLAIN: tuple[Case, ...] = (
     _case(stepwell.RAdam, torch.optim.RAdam, lr=0.02, betas=(0.8, 0.95)),
     _case(stepwell.ASGD, torch.optim.ASGD, lr=0.05, t0=2),
     _case(stepwell.Rprop, torch.optim.Rprop),
+    _case(stepwell.Adafactor, torch.optim.Adafactor, lr=0.02),
 )
 
 

@@ -16,21 +16,24 @@ RULES = [r for r in vars(optimizers).values() if inspect.isclass(r) and r.formul
 
 
 def shown(rule):
-    """The block of equations of a docstring, without the remarks at the ends of lines."""
-    blocks = inspect.getdoc(rule).split("\n\n")
-    return [re.sub(r"   +\(.*\)$", "", line).strip() for line in blocks[1].splitlines()]
+    """The equations of a docstring, block by block, without the remarks at the ends of lines."""
+    blocks = [block.splitlines() for block in inspect.getdoc(rule).split("\n\n")]
+    indented = [block for block in blocks if all(line.startswith("    ") for line in block)]
+    return [[re.sub(r"   +\(.*\)$", "", line).strip() for line in block] for block in indented]
 
 
-def printed(formula):
+def printed(formula, ndim=2):
     """What the formula prints when everything that can be switched on by a number is on."""
     group = {n: 0.5 if f.zero_is_off else f.default for n, f in formula.fields.items()}
-    return equations(formula, group)
+    return equations(formula, group, ndim)
 
 
 @pytest.mark.tiny
 @pytest.mark.parametrize("rule", RULES)
 def test_docstring_equations_are_those_of_the_formula(rule):
-    assert shown(rule) == printed(rule.formula)
+    of_vectors = printed(rule.formula, ndim=1)
+    of_matrices = printed(rule.formula)
+    assert shown(rule) == [of_matrices, *([of_vectors] if of_vectors != of_matrices else [])]
 
 
 @pytest.mark.tiny

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from .expr import Expr
+from .expr import ALONG, Expr
 from .program import Formula, Program, trace
 
 __all__ = ["equations"]
@@ -41,14 +41,16 @@ WIDTH = 88
 COMPARE = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "=", "ne": "!="}
 
 
-def equations(formula: Formula, group: Mapping[str, Any]) -> list[str]:
+def equations(formula: Formula, group: Mapping[str, Any], ndim: int = 2) -> list[str]:
     """One line per value that is kept, or named and used twice, the new parameter last.
+
+    They are those of parameters with `ndim` dimensions, if that makes a difference.
 
     `m <- b1 m + (1 - b1) g`: on the right of an arrow, a name means the latest value of it. Names
     are those of the formula's own variables.
     """
     with _variables() as named:
-        program = trace(formula, group)
+        program = trace(formula, group, ndim=ndim)
     return _Printer(program, named).lines()
 
 
@@ -118,6 +120,10 @@ class _Printer:
             return f"{node.value:g}", ATOM
         if not node.args:
             return SYMBOLS.get(str(node.value), str(node.value)), ATOM
+        mean = _averaged(node)
+        if mean is not None:
+            dim = f", dim={mean.value}" if mean.op in ALONG else ""
+            return f"mean({self._text(mean.args[0])[0]}{dim})", ATOM
         if node.op in INFIX:
             sign, level = INFIX[node.op]
             left = self._within(node.args[0], level)
@@ -131,6 +137,8 @@ class _Printer:
         if node.op == "lerp":
             return self._mean(node)
         arguments = [self._text(arg)[0] for arg in node.args]
+        if node.op in ALONG:
+            return f"{node.op.removesuffix('_dim')}({arguments[0]}, dim={node.value})", ATOM
         if node.op in COMPARE:
             return f" {COMPARE[node.op]} ".join(arguments), SUM
         if node.op == "abs":
@@ -157,3 +165,12 @@ class _Printer:
             old, new = self._within(start, POWER), self._within(end, POWER)
             return f"{keep} {old} + ({self._text(weight)[0]}) {new}", SUM
         return f"lerp({', '.join(self._text(arg)[0] for arg in node.args)})", ATOM
+
+
+def _averaged(node: Expr) -> Expr | None:
+    """The sum that a node divides by the number of its terms."""
+    if node.op != "div" or node.args[0].op not in ("sum", "sum_dim"):
+        return None
+    total, count = node.args
+    alike = (count.op, count.value) in (("numel", total.value), ("extent", total.value))
+    return total if alike else None

@@ -220,9 +220,7 @@ class Graph:
         self.totals: list[Expr] = []
         self._known: dict[object, Expr] = {}
 
-    def leaf(
-        self, op: str, value: float | str, kind: Kind, over: tuple[int, ...] = ()
-    ) -> Expr:
+    def leaf(self, op: str, value: float | str, kind: Kind, over: tuple[int, ...] = ()) -> Expr:
         """An input (`param`, `grad`, `state`, `group`, ...) or a constant (`const`)."""
         return self.add(op, (), value, kind, over)
 

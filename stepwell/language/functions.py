@@ -186,7 +186,7 @@ def numel(x: Any, *, dim: int | None = None, across: str = "tensor") -> Any:
 def epsilon(x: Any) -> Any:
     """The distance from 1 to the next larger number, in the parameter's own precision."""
     if isinstance(x, Expr):
-        return x.graph.leaf("epsilon", "", Kind.SCALAR)
+        return x.graph.leaf("epsilon", "epsilon", Kind.SCALAR)
     asked = _current.get()
     return Number(torch.finfo(x.dtype if asked is None else asked.dtype).eps)
 

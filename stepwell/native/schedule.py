@@ -19,7 +19,7 @@ from .rewrite import rewrite
 
 __all__ = ["LEAVES", "Schedule", "blocks_of"]
 
-LEAVES = frozenset({"param", "grad", "state", "group", "const", "numel"})
+LEAVES = frozenset({"param", "grad", "state", "group", "const", "numel", "epsilon"})
 
 
 class Schedule:
