@@ -158,6 +158,11 @@ class Inspection:
         self._check_state(row, have)
         if param.grad is not None:
             self._check_grad(row, param, param.grad)
+        if param.layout is not torch.strided:
+            raise RuntimeError(
+                f"{name} updates dense parameters, got layout {param.layout} ({self._where(row)}): "
+                "make it dense, .to_dense(); its gradient may be sparse"
+            )
 
     def _check_grad(self, row: Row, param: Tensor, grad: Tensor) -> None:
         name = self._formula.name

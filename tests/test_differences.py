@@ -412,6 +412,18 @@ def _() -> None:
         torch.testing.assert_close(sparse, dense)
 
 
+@shows("a sparse parameter")
+def _() -> None:
+    for library in (torch.optim, stepwell):
+        optimizer = library.SGD([torch.nn.Parameter(one_row())], lr=0.5)
+        if library is stepwell:
+            error = refused(lambda o=optimizer: stepped(o, one_row()))
+            assert str(error).startswith("SGD updates dense parameters, got layout torch.sparse_")
+        else:
+            p = stepped(optimizer, one_row()).param_groups[0]["params"][0]
+            assert p.to_dense()[:, 0].tolist() == [0, 0.5, 0, 0, 0]
+
+
 # Scalers
 
 
