@@ -10,8 +10,8 @@ import torch
 
 import stepwell
 
+from .cases import PLAIN
 from .shell_cases import (
-    NAMES,
     SignDescent,
     assert_same,
     fill_grads,
@@ -47,7 +47,7 @@ def bad_values(field):
     return list(bad_numbers(field))
 
 
-CLASSES = [*(ours(name) for name in NAMES), SignDescent]
+CLASSES = [*dict.fromkeys(case.rule for case in PLAIN), SignDescent]
 FIELDS = [(cls, field) for cls in CLASSES for field in cls.declaration.fields.values()]
 EXECUTION = ("foreach", "fused", "capturable", "differentiable")
 SAVED = [(cls, f) for cls, f in FIELDS if not f.fixed and f.name not in EXECUTION]
