@@ -29,7 +29,7 @@ NOT_PAIRS = (0.9, "ab", (0.9,), (0.9, 0.9, 0.9), {0.9: 1, 0.8: 1}, (0.9, torch.t
 
 def bad_numbers(field):
     yield from (math.nan, math.inf, -math.inf, torch.tensor(math.nan), torch.ones(2))
-    yield from NOT_NUMBERS
+    yield from (v for v in NOT_NUMBERS if v is not None or not field.optional)
     if field.range.low > -math.inf:
         yield from (field.range.low - 1e-9, torch.tensor(field.range.low - 1.0))
     if ")" in field.range.open:
@@ -42,13 +42,20 @@ def bad_values(field):
     if field.kind == "flag":
         return [v for v in (*NOT_FLAGS, None) if v is not None or not field.optional]
     if field.kind == "tuple":
-        bad = [(v, 0.5) for v in bad_numbers(field.items[0])]
-        return [*NOT_PAIRS, *bad, *((b, a) for a, b in bad)]
+        first, second = (list(bad_numbers(item)) for item in field.items)
+        return [*NOT_PAIRS, *((v, 0.5) for v in first), *((0.5, v) for v in second)]
     return list(bad_numbers(field))
 
 
 CLASSES = [*dict.fromkeys(case.rule for case in PLAIN), SignDescent]
-FIELDS = [(cls, field) for cls in CLASSES for field in cls.declaration.fields.values()]
+# the first of each kind: what a value may be depends on nothing but these
+FIELDS = list(
+    {
+        (field.name, field.kind, field.allowed, field.fixed): (cls, field)
+        for cls in reversed(CLASSES)
+        for field in cls.declaration.fields.values()
+    }.values()
+)
 EXECUTION = ("foreach", "fused", "capturable", "differentiable")
 SAVED = [(cls, f) for cls, f in FIELDS if not f.fixed and f.name not in EXECUTION]
 
