@@ -42,6 +42,7 @@ LISTED = {
     "sqrt": "_foreach_sqrt",
     "exp": "_foreach_exp",
     "log": "_foreach_log",
+    "floor": "_foreach_floor",
     "sign": "_foreach_sign",
     "lerp": "_foreach_lerp",
 }
@@ -86,6 +87,7 @@ SINGLE: dict[str, Callable[..., Any]] = {
     "sqrt": functions.sqrt,
     "exp": functions.exp,
     "log": functions.log,
+    "floor": functions.floor,
     "sign": functions.sign,
     "atan2": functions.atan2,
     "isfinite": functions.isfinite,

@@ -18,6 +18,7 @@ from .functions import atan2 as atan2
 from .functions import clamp as clamp
 from .functions import epsilon as epsilon
 from .functions import exp as exp
+from .functions import floor as floor
 from .functions import isfinite as isfinite
 from .functions import lerp as lerp
 from .functions import log as log

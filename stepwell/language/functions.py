@@ -24,6 +24,7 @@ __all__ = [
     "clamp",
     "epsilon",
     "exp",
+    "floor",
     "isfinite",
     "lerp",
     "log",
@@ -85,6 +86,11 @@ def log(x: Any) -> Any:
         return math.log(x) if x > 0 else (-math.inf if x == 0 else math.nan)
 
     return _dispatch("log", torch.log, on_floats, x)
+
+
+def floor(x: Any) -> Any:
+    """The largest whole number that is at most x; infinity and NaN stay as they are."""
+    return _dispatch("floor", torch.floor, lambda x: x // 1 if math.isfinite(x) else x, x)
 
 
 def sign(x: Any) -> Any:

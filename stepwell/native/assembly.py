@@ -26,6 +26,7 @@ OPS = {
     "exp": ["call {t} @llvm.exp.{s}({t} {0})"],
     "log": ["call {t} @llvm.log.{s}({t} {0})"],
     "atan2": ["call {t} @llvm.atan2.{s}({t} {0}, {t} {1})"],
+    "floor": ["call {t} @llvm.floor.{s}({t} {0})"],
     "fma": ["call {t} @llvm.fma.{s}({t} {0}, {t} {1}, {t} {2})"],
     "maximum": ["call {t} @llvm.maximum.{s}({t} {0}, {t} {1})"],
     "minimum": ["call {t} @llvm.minimum.{s}({t} {0}, {t} {1})"],
@@ -114,6 +115,7 @@ def declarations() -> str:
 
 INTRINSICS = {
     "fabs": 1,
+    "floor": 1,
     "sqrt": 1,
     "exp": 1,
     "log": 1,

@@ -43,6 +43,7 @@ OPS = {
     "exp": "libdevice.exp({0})",
     "log": "libdevice.log({0})",
     "atan2": "libdevice.atan2({0}, {1})",
+    "floor": "tl.floor({0})",
     "fma": "tl.fma({0}, {1}, {2})",
     "maximum": "tl.maximum({0}, {1}, propagate_nan=tl.PropagateNan.ALL)",
     "minimum": "tl.minimum({0}, {1}, propagate_nan=tl.PropagateNan.ALL)",
