@@ -88,6 +88,7 @@ def _save(path: Path, results: list[Result], costs: list[tuple[Cost, float]]) ->
             "dtype": str(r.case.dtype).removeprefix("torch."),
             "work": r.case.work,
             "microseconds": {name: round(value, 2) for name, value in r.medians.items()},
+            "share_of_yardstick": r.share_of_yardstick,
             "missed": r.misses(),
             "wrong": r.wrong,
         }

@@ -12,6 +12,8 @@ import os
 import subprocess
 import sys
 from argparse import Namespace
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +27,11 @@ from benchmarks import tune as tuning
 from benchmarks.__main__ import main
 from benchmarks.cases import RULES, Case, rivals_of
 from benchmarks.counting import counted
+from benchmarks.cpu_cases import CASES, OTHER_RULES
 from benchmarks.devices import Copy, Host
 from benchmarks.gpu_cases import FULL, TINY, gpu_cases, resized
-from benchmarks.measure import Check, Result, measure
+from benchmarks.measure import YARDSTICK, Check, Result, measure
+from benchmarks.readme import updated
 from benchmarks.traffic import traffic
 from stepwell.backends import triton
 from stepwell.native import triton_jit
@@ -49,6 +53,15 @@ ROOT = Path(__file__).parents[1]
         ("SGD", torch.float32, {"momentum": 0.9}, 20, 12),
         # read param and grad, write param
         ("SGD", torch.float32, {}, 12, 8),
+        ("Adagrad", torch.float32, {}, 20, 12),
+        ("RMSprop", torch.float32, {}, 20, 12),
+        ("RMSprop", torch.float32, {"momentum": 0.9, "centered": True}, 36, 20),
+        ("Adadelta", torch.float32, {}, 28, 16),
+        ("Adamax", torch.float32, {}, 28, 16),
+        ("NAdam", torch.float32, {}, 28, 16),
+        ("RAdam", torch.float32, {}, 28, 16),
+        ("ASGD", torch.float32, {}, 20, 12),
+        ("Rprop", torch.float32, {}, 28, 16),
     ],
 )
 def test_bytes_per_element(
@@ -81,6 +94,53 @@ def test_the_rows_of_a_gpu_cover_all_rules() -> None:
     assert all(set(case.bars) <= set(case.rivals) for case in cases)
 
 
+def test_every_rule_per_element_has_its_rows() -> None:
+    works = ("6 tensors, 5,000 elements", "1,000 x 1,000", "100 x 0.5 M")
+    fused = {rule for rule in OTHER_RULES if "fused" in rivals_of(rule)}
+    assert fused == {"Adagrad"}
+    adamw = next(case for case in CASES if (case.rule, case.work) == ("AdamW", works[2]))
+    for rule in ("RMSprop", "Adadelta", "Adamax", "NAdam", "RAdam", "ASGD", "Rprop", "Adagrad"):
+        few, many, pieces = (case for case in CASES if case.rule == rule)
+        assert (few.work, many.work, pieces.work) == works
+        expected: Any = (
+            ({"fused": 3}, {"fused": 3}) if rule in fused else ({"best": 7}, {"best": 6})
+        )
+        assert (few.bars, many.bars) == expected
+        assert few.limit == 15
+        assert pieces.yardstick is not None
+        assert pieces.yardstick.sizes == adamw.sizes == pieces.sizes
+        assert (pieces.yardstick.rule, pieces.share_of_yardstick) == ("AdamW", 0.9)
+        assert {"foreach", "default"} <= set(pieces.rivals)
+
+
+def test_the_tables_have_every_rule_per_element() -> None:
+    rules: dict[str, Any] = {name: getattr(stepwell, name, None) for name in torch.optim.__all__}
+    formulas = {
+        name: rule.formula
+        for name, rule in rules.items()
+        if isinstance(rule, type)
+        and issubclass(rule, stepwell.Optimizer)
+        # Muon and the like have an update of their own
+        and rule._update is stepwell.Optimizer._update
+        and rule.formula is not None
+    }
+    per_element = {
+        name
+        for name, formula in formulas.items()
+        if all(slot.scalar or slot.is_whole for slot in formula.slots.values())
+    }
+    assert per_element == {"AdamW", *RULES}
+
+
+def test_matrices_keep_their_shapes() -> None:
+    (muon,) = (case for case in CASES if case.rule == "Muon")
+    shapes = Counter(param.shape for param in muon.params())
+    assert shapes == {(256, 256): 48, (1024, 256): 12}
+    assert all(
+        param.grad is not None and param.grad.shape == param.shape for param in muon.params()
+    )
+
+
 def test_a_smaller_row_has_a_smaller_limit() -> None:
     half = resized(gpu_cases("cuda", FULL)[0], 0.5)
     assert sum(half.sizes) == pytest.approx(5e8)
@@ -101,6 +161,32 @@ def test_checks_say_by_how_much_a_bar_is_missed() -> None:
     assert share.missed_by == pytest.approx(1 - 70 / 85)
     assert limit.missed_by == 0
     assert result.misses() == ["1.50x fused, not 2x", "70.00 % of a copy, not 85"]
+
+
+def test_the_best_rival_counts() -> None:
+    case = Case("", "Adagrad", (5,), rivals=("fused", "foreach", "default"), bars={"best": 3.0})
+    result = Result(case, {"stepwell": [10.0], "fused": [25.0], "foreach": [40.0]}, {})
+    assert result.ratio("best") == 2.5
+    assert result.misses() == ["2.50x best, not 3x"]
+
+
+def test_a_yardstick_counts_its_own_bytes_and_is_no_rival() -> None:
+    adamw = Case("", "AdamW", (10**6,))
+    case = Case("", "RMSprop", (10**6,), bars={"best": 2.0}, rivals=("foreach",))
+    case = replace(case, yardstick=adamw, share_of_yardstick=0.9)
+    # 1 byte per nanosecond beside 28 / 16.8
+    times = {"stepwell": [20.0], "foreach": [60.0], YARDSTICK: [16.8]}
+    ratio, share = Result(case, times, {}).checks()
+    assert ratio.value == 3.0
+    assert share.value == pytest.approx(60)
+    assert share.words == "60.00 % of AdamW, not 90"
+
+
+def test_a_yardstick_takes_turns() -> None:
+    case = Case("", "RMSprop", (5, 3), rivals=("foreach",), yardstick=Case("", "AdamW", (5, 3)))
+    result = measure(case, seconds=0)
+    assert list(result.times) == ["stepwell", "foreach", YARDSTICK]
+    assert len({len(times) for times in result.times.values()}) == 1
 
 
 @pytest.mark.parametrize("value", [2.0, 1.5])
@@ -168,6 +254,31 @@ def test_tuning_tries_each_choice_and_leaves_no_trace(monkeypatch: pytest.Monkey
     assert rows[0]["microseconds"] <= rows[1]["microseconds"]
     after = triton.BLOCK, triton.CHUNK, triton_jit.OPTIONS
     assert after == before
+
+
+def _row(rule: str, work: str, share: float | None = None, **times: float) -> dict[str, Any]:
+    row = {"rule": rule, "dtype": "float32", "work": work, "microseconds": times, "wrong": {}}
+    return row | {"share_of_yardstick": share}
+
+
+def test_the_readme_has_a_long_and_a_compact_table() -> None:
+    rows = [
+        _row("AdamW", "few", stepwell=8.0, fused=48.0, default=160.0),
+        _row("RMSprop", "few", stepwell=8.0, foreach=96.0, default=100.0),
+        _row("RMSprop", "pieces", 0.98, stepwell=2000.0, default=5000.0),
+    ]
+    text = "a\n\n| rule, dtype | old |\n|---|\n| x |\n\nb\n\n| rule | old |\n|---|\n\nc\n"
+    new = updated(text, rows)
+    assert "| AdamW, float32 | few | 8.0 | 48.0 | 160 | 6.0x | 20.0x |\n" in new
+    assert "| rule | few | pieces | bandwidth |\n|---|---:|---:|---:|\n" in new
+    assert "| RMSprop | 8.0 (12.0x) | 2,000 (2.5x) | 98 % |\n" in new
+    assert "old" not in new
+    assert updated(new, rows) == new
+
+
+def test_a_readme_without_its_tables_is_not_written() -> None:
+    with pytest.raises(SystemExit, match="is missing"):
+        updated("no table\n", [])
 
 
 # The whole way
