@@ -409,6 +409,23 @@ def test_functions(name: str, dtype: torch.dtype) -> None:
         torch.testing.assert_close(on_floats, expected, equal_nan=True)
 
 
+@pytest.mark.parametrize("request_", REQUESTS)
+def test_what_a_number_has_chosen_is_no_memory_to_work_in(request_: str) -> None:
+    class Chosen(stepwell.Optimizer):
+        lr: NonNegative = 1.0
+
+        @staticmethod
+        def update(param: Any, grad: Any, state: Any, group: Any) -> Any:
+            return (where(group.lr > 0, grad, param) + 1) * 2 + grad
+
+    [param] = parameters(((5,),), torch.float32)
+    grad = numbers((5,), torch.float32, 1)
+    param.grad = grad.clone()
+    Chosen([param], **REQUESTS[request_]).step()
+    torch.testing.assert_close(param.grad, grad, rtol=0, atol=0)
+    torch.testing.assert_close(param.detach(), (grad + 1) * 2 + grad)
+
+
 # Fields and ranges
 
 

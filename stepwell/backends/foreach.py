@@ -57,10 +57,10 @@ COMMUTATIVE = frozenset({"add", "mul", "maximum", "minimum"})
 
 
 def _where(condition: Any, a: Any, b: Any) -> Any:
-    """A tensor even where a condition that holds for all elements picks a number."""
+    """A tensor of its own, also where a condition that holds for all elements picks one of two."""
     picked = functions.where(condition, a, b)
     if isinstance(picked, Tensor):
-        return picked
+        return picked if isinstance(condition, Tensor) else picked.clone()
     like = next((value for value in (a, b) if isinstance(value, Tensor)), None)
     return picked if like is None else torch.full_like(like, picked)
 
