@@ -1,0 +1,307 @@
+"""LBFGS: quasi-Newton steps, learnt from how the gradient changed over the last of them."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..language import Message, NonNegative, Range
+from ..optimizer import Optimizer
+from ..quasi_newton.history import History, fitted
+from ..quasi_newton.line_search import Search, first_finite, leap, strong_wolfe
+from ..quasi_newton.objective import Line, Objective, Point
+from ..quasi_newton.vectors import dot, empty_vector, largest, sum_of_sizes
+
+__all__ = ["LBFGS"]
+
+Count = Annotated[int, Range(0)]
+StrongWolfe = Annotated[Literal["strong_wolfe"], Message("only 'strong_wolfe' is supported")]
+
+
+class LBFGS(Optimizer):
+    """Quasi-Newton steps, learnt from how the gradient changed over the last of them.
+
+        d <- -H g       (H maps the last changes y of the gradient to the steps s that made them)
+        p <- p + t d    (t is lr, or what a search finds that starts there)
+
+    Nocedal and Wright, Numerical Optimization, 2nd edition, chapters 3 and 7.
+    Paper: Liu and Nocedal, On the Limited Memory BFGS Method for Large Scale Optimization,
+    Mathematical Programming 45, 1989.
+
+    A step calls its closure many times. Where that gives NaN or infinity, it goes less far; if
+    nothing helps, the history is dropped and the gradient followed; if that does not help either,
+    it warns, and the parameters stay at the last finite point. If the closure raises, they are
+    left at the best point of the search.
+
+    Args:
+        params: parameters to update, in one group
+        lr: the step size, or the first that a search tries
+        max_iter: how many times a step moves the parameters
+        max_eval: how many calls of the closure end a step, and a search that knows a lower point;
+            by default max_iter * 5 // 4
+        tolerance_grad: a step ends when no element of the gradient is larger
+        tolerance_change: a step ends when loss or parameters change by less
+        history_size: how many pairs (s, y) are kept
+        line_search_fn: "strong_wolfe", or None to take every step as it is
+
+    >>> weight = torch.nn.Parameter(torch.tensor([3.0]))
+    >>> optimizer = LBFGS([weight], line_search_fn="strong_wolfe")
+    >>> def closure():
+    ...     optimizer.zero_grad()
+    ...     loss = (weight - 1).square().sum()
+    ...     loss.backward()
+    ...     return loss
+    >>> optimizer.step(closure).item()  # the loss at the start, (3 - 1)^2
+    4.0
+    >>> round(weight.item(), 4)
+    1.0
+    """
+
+    lr: NonNegative = 1
+    max_iter: Count = 20
+    max_eval: Count | None = None
+    tolerance_grad: NonNegative = 1e-7
+    tolerance_change: NonNegative = 1e-9
+    history_size: Annotated[int, Range(1)] = 100
+    line_search_fn: StrongWolfe | None = None
+
+    _history: History | None = None
+    _warned = False
+
+    @staticmethod
+    def check(group: Mapping[str, Any]) -> str | None:
+        """All parameters must fit into one vector of reals."""
+        params = group["params"]
+        if not params:
+            return "optimizer got an empty parameter list"
+        for param in params:
+            if not (param.is_floating_point() or param.is_complex()):
+                return f"parameters must be floating point or complex, got {param.dtype}"
+        devices = {str(param.device) for param in params}
+        if len(devices) > 1:
+            return f"all parameters must be on one device, got {' and '.join(sorted(devices))}"
+        return None
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Take the one group; a second is refused."""
+        if self.param_groups:
+            raise ValueError(
+                "LBFGS doesn't support per-parameter options (parameter groups): all parameters "
+                "move together, put them in one group"
+            )
+        self.defaults["max_eval"] = _max_eval(self.defaults)
+        super().add_param_group(param_group)
+
+    def _update(self) -> None:
+        raise TypeError("LBFGS.step() needs a closure that computes the loss and the gradients")
+
+    def step(self, closure: Callable[[], Any] | None) -> Any:  # type: ignore[override]  # no default
+        """Iterate until a tolerance or a limit is reached.
+
+        Args:
+            closure: computes the loss and the gradients anew, and returns the loss
+
+        Returns:
+            what the first call of the closure returned
+
+        Raises:
+            RuntimeError: loss or gradient are not finite to begin with; nothing is changed
+        """
+        if closure is None:
+            return self._update()
+        if len(self.param_groups) != 1:
+            count = len(self.param_groups)
+            raise AssertionError(f"Expected exactly one param_group, but got {count}")
+        group = self.param_groups[0]
+        with torch.inference_mode(False), torch.no_grad():
+            objective = Objective(_unique(group["params"]), closure)
+            returned, loss, grad = objective.evaluate()
+            steepest = _finite("gradient", largest(grad))
+            point = Point(0.0, _finite("loss", loss), 0.0, grad)
+            state = self.state[group["params"][0]]
+            state.update(func_evals=state.get("func_evals", 0), n_iter=state.get("n_iter", 0))
+            try:
+                if steepest > group["tolerance_grad"]:
+                    self._iterate(objective, group, state, point)
+            finally:
+                state["func_evals"] += objective.evaluations
+        return returned
+
+    def _iterate(
+        self, objective: Objective, group: Mapping[str, Any], state: dict[str, Any], point: Point
+    ) -> None:
+        history = self._recall(state, point.grad, group["history_size"])
+        tolerance, max_eval = group["tolerance_change"], _max_eval(group)
+        try:
+            for left in reversed(range(group["max_iter"])):
+                start, t = _set_out(history, group, state, point)
+                if start.slope >= -tolerance or t == 0:
+                    return
+                line = Line(objective, state["d"], start, tolerance)
+                search = strong_wolfe if group["line_search_fn"] else first_finite if left else leap
+                budget = max(max_eval - objective.evaluations, 0) + 1
+                point = _go(line, search, t, budget, state)
+                if point.t == 0 and not self._starts_over(history, line):
+                    return
+                if objective.evaluations >= max_eval:
+                    return
+                if point.t > 0 and (
+                    largest(point.grad) <= group["tolerance_grad"]
+                    or point.t <= line.shortest
+                    or abs(point.loss - start.loss) < tolerance
+                ):
+                    return
+        finally:
+            state.update(history.listed())
+
+    def _starts_over(self, history: History, line: Line) -> bool:
+        """Whether a failed search may be followed by another one, with an empty history."""
+        if history.count:
+            history.clear()
+            return True
+        if line.is_broken and not self._warned:
+            self._warned = True
+            warnings.warn(
+                "LBFGS: loss or gradient are not finite anywhere along the gradient; the "
+                "parameters stay at the last finite point",
+                RuntimeWarning,
+                stacklevel=5,
+            )
+        return False
+
+    # Copies and checkpoints
+
+    def _recall(self, state: dict[str, Any], like: Tensor, limit: int) -> History:
+        """The history that belongs to a state, which may have been loaded, or replaced."""
+        history = self._history
+        if (
+            history is None
+            or state.get("inverse") is not history.inverse
+            or not history.fits(like, limit)
+        ):
+            try:
+                history = History.restored(state, like, limit)
+                settled = _settled(state, like)
+            except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+                raise ValueError(
+                    f"LBFGS: this state does not fit parameters of {like.numel()} numbers in all: "
+                    f"{type(error).__name__}: {error}"
+                ) from error
+            self._history = history
+            state.pop("al", None)
+            state.update(settled, **history.listed())
+        return history
+
+    def _loaded_group(self, index: int, saved: Mapping[str, Any] | None) -> dict[str, Any]:
+        groups = self.param_groups[index], saved or {}
+        names = [list(group.get("param_names", ())) for group in groups]
+        if all(names) and names[0] != names[1]:
+            raise ValueError(
+                f"LBFGS: the saved history is of the parameters {names[1]}, in this order, and not "
+                f"of {names[0]}"
+            )
+        return super()._loaded_group(index, saved)
+
+    def _saved_state(self) -> dict[Any, Any]:
+        # the rows of the history are written to as training goes on, and pickle would save all of
+        # them with a view of one
+        return {
+            key: {name: _copied(value) for name, value in entry.items()}
+            for key, entry in self.state.items()
+        }
+
+    def state_bytes(self) -> int:
+        """The memory that state and history take, in bytes; rows set aside are counted."""
+        rows = 0 if self._history is None else self._history.rows.nbytes
+        return super().state_bytes() + rows
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = super().__getstate__()
+        kept.pop("_history", None)
+        return {**kept, "state": defaultdict(dict, self._saved_state())}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        group = state["param_groups"][0]
+        for key, entry in state["state"].items():
+            if key is not group["params"][0] or "n_iter" not in entry:
+                raise ValueError(
+                    "LBFGS: its state belongs to the first parameter, and counts n_iter"
+                )
+            self._recall(entry, empty_vector(_unique(group["params"])), group["history_size"])
+        super().__setstate__(state)
+
+
+def _max_eval(group: Mapping[str, Any]) -> int:
+    found = group["max_eval"]
+    return int(group["max_iter"] * 5 // 4 if found is None else found)
+
+
+def _unique(params: list[Tensor]) -> list[Tensor]:
+    """A parameter that is listed twice moves once."""
+    return list({id(param): param for param in params}.values())
+
+
+def _finite(what: str, number: float) -> float:
+    if not math.isfinite(number):
+        raise RuntimeError(
+            f"LBFGS: the {what} must be finite where a step starts, got {number}; parameters and "
+            "state are as they were"
+        )
+    return number
+
+
+def _set_out(
+    history: History, group: Mapping[str, Any], state: dict[str, Any], point: Point
+) -> tuple[Point, float]:
+    """The start of the next search and its first `t`; its direction is put into the state."""
+    grad, t = point.grad, float(group["lr"])
+    state["n_iter"] += 1
+    if state["n_iter"] == 1:
+        history.clear()
+        state["H_diag"] = 1.0
+        t *= min(1.0, 1.0 / sum_of_sizes(grad))
+    else:
+        scale = history.learn(state["d"], state["t"], state["prev_flat_grad"], grad)
+        state["H_diag"] = scale or state["H_diag"]
+    d = history.direction(grad, state["H_diag"], state.get("d"))
+    slope = dot(grad, d)
+    if not -math.inf < slope < 0:
+        # rounding has spoilt the history
+        history.clear()
+        d = history.direction(grad, state["H_diag"], d)
+        slope = dot(grad, d)
+    state.update(d=d, t=0.0, prev_flat_grad=grad, prev_loss=point.loss)
+    return Point(0.0, point.loss, slope, grad), t
+
+
+def _go(line: Line, search: Search, t: float, budget: int, state: dict[str, Any]) -> Point:
+    """Move to the point that a search finds, or, if it is interrupted, to its best one."""
+    found: Point | None = None
+    try:
+        found = search(line, t, budget)
+    finally:
+        end = found or line.best
+        line.move(end.t)
+        state["t"] = end.t
+    return end
+
+
+def _settled(state: Mapping[str, Any], like: Tensor) -> dict[str, Any]:
+    """What else a state keeps from step to step, as it is kept here."""
+    if not state["n_iter"]:
+        return {}
+    vectors = {key: fitted(state[key], like) for key in ("d", "prev_flat_grad")}
+    numbers = {key: float(state[key]) for key in ("t", "H_diag", "prev_loss")}
+    return {**vectors, **numbers}
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_copied(item) for item in value]
+    return value.clone() if isinstance(value, Tensor) else value
