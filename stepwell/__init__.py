@@ -2,6 +2,7 @@
 
 from . import groups as groups
 from . import lr_scheduler as lr_scheduler
+from . import plot as plot
 from .optimizer import LoadReport as LoadReport
 from .optimizer import Optimizer as Optimizer
 from .optimizer import compose as compose

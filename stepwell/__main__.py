@@ -21,7 +21,19 @@ def race(commands: Commands) -> None:
     parser.set_defaults(run=command.run)
 
 
-COMMANDS = (race,)
+def plot_schedule(commands: Commands) -> None:
+    """Declare `plot-schedule`."""
+    from .plot import command
+
+    summary = "draw schedules of the learning rate"
+    parser = commands.add_parser(
+        "plot-schedule", help=summary, description=f"{summary}.".capitalize()
+    )
+    command.add_arguments(parser)
+    parser.set_defaults(run=command.run)
+
+
+COMMANDS = (race, plot_schedule)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

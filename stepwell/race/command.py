@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from ..extra import ExtraMissingError
 from . import machine
 from .contenders import OURS, RIVAL, Contender, rules
-from .extra import ExtraMissingError
 from .progress import progress
 from .runner import Plan, race
 from .table import failures, table, verdict

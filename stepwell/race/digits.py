@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .extra import needs_extra
+from ..extra import needs_extra
 from .task import ParamGroups, Task
 
 TEST_DIGITS = 360

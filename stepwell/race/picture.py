@@ -6,21 +6,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..extra import needs_extra
+from ..plot.figure import FAINT, INK, new_figure, plain, title
 from .contenders import OURS
-from .extra import needs_extra
 from .runner import Duel
 
 with needs_extra("race"):
     from matplotlib.axes import Axes
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.ticker import MaxNLocator
 
 # dark and pale of one hue per rule: the hue tells the rule, the shade the library
 HUES = (("#1f5fa8", "#a9c8ec"), ("#c2571a", "#f3c6a5"), ("#2e7d4f", "#b1dcc1"))
-INK = "#333333"
-FAINT = "#8a8a8a"
 
 
 @dataclass(frozen=True)
@@ -68,16 +64,14 @@ def series(duels: Iterable[Duel]) -> list[Series]:
 def draw(task: str, duels: Iterable[Duel], machine: str, path: Path) -> None:
     """Write the picture of a race as a PNG file."""
     shown = series(duels)
-    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
-    figure = Figure(figsize=(11, 4.8), dpi=150, layout=layout)
-    FigureCanvasAgg(figure)
-    title = f"{task}: the same training with torch.optim and with stepwell"
-    figure.suptitle(title, color=INK, fontsize=13)
+    figure = new_figure(11, 4.8)
+    what = f"{task}: the same training with torch.optim and with stepwell"
+    figure.suptitle(what, color=INK, fontsize=13)
     figure.supxlabel(machine, color=FAINT, fontsize=7)
     left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
     _draw_losses(left, shown)
     _draw_times(right, shown)
-    figure.savefig(path)
+    figure.savefig(path, dpi=150)
 
 
 def _draw_losses(axes: Axes, shown: list[Series]) -> None:
@@ -91,10 +85,10 @@ def _draw_losses(axes: Axes, shown: list[Series]) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("epoch")
     axes.set_ylabel("mean training loss")
-    axes.set_title("Loss of every epoch", loc="left", color=INK, fontsize=11)
+    title(axes, "Loss of every epoch")
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
-    _plain(axes)
+    plain(axes)
 
 
 def _draw_times(axes: Axes, shown: list[Series]) -> None:
@@ -106,11 +100,11 @@ def _draw_times(axes: Axes, shown: list[Series]) -> None:
     axes.invert_yaxis()
     axes.set_xlim(0, max(times) * 1.4)
     axes.set_xlabel("median time of optimizer.step(), µs")
-    axes.set_title("Time of one step", loc="left", color=INK, fontsize=11)
+    title(axes, "Time of one step")
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", alpha=0.25)
     axes.set_axisbelow(True)
-    _plain(axes)
+    plain(axes)
 
 
 def _time_label(shown: list[Series], index: int) -> str:
@@ -119,9 +113,3 @@ def _time_label(shown: list[Series], index: int) -> str:
     if not one.ours:
         return time
     return f"{time}, {shown[index - 1].microseconds / one.microseconds:.1f}× as fast"
-
-
-def _plain(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(FAINT)
-    axes.tick_params(colors=INK)

@@ -1,0 +1,155 @@
+"""schedule: curves and schedulers, step by step."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from torch.optim.lr_scheduler import LRScheduler
+
+from ..language.fields import Field, Range
+from ..lr_scheduler import Curve
+from .figure import figure_of, new_axes, styles, title
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["schedule"]
+
+STEPS = Field("steps", None, "integer", Range(1))
+RATE = Field("lr", None, "number", Range(0))
+MOST_POINTS = 4000
+FEW_STEPS = 100
+CURVE_LABEL = "factor of the learning rate"
+RATE_LABEL = "learning rate"
+
+
+@dataclass(frozen=True)
+class Line:
+    """What is drawn as one line: a value for each of some steps."""
+
+    label: str
+    steps: Sequence[int]
+    values: Sequence[float]
+
+
+def schedule(
+    shown: Any, steps: int | None = None, *, lr: float | None = None, ax: Axes | None = None
+) -> Figure:
+    """Draw a schedule, or several in one picture: a value for each step.
+
+        schedule(warmup(500) >> cosine(9_500))
+        schedule({"ours": curve, "theirs": other}, 10_000, lr=3e-4)
+        schedule(scheduler, 10_000).savefig("schedule.png")
+
+    Of a scheduler, the steps ahead of where it stands are drawn, one line for each rate that
+    differs between groups; it is not moved. Of a very long schedule some 4,000 steps are shown.
+
+    Args:
+        shown: a curve, a scheduler of stepwell, or several, as a list or a dict with their labels
+        steps: how many steps; None: until the longest curve ends
+        lr: what curves are multiplied by; None: the factor itself is drawn
+        ax: axes of a figure of your own to draw on
+
+    Returns:
+        the figure, which is not shown by itself: `savefig` writes it
+
+    Raises:
+        ValueError, TypeError: `steps` is missing where no curve has an end, or below 1; `lr` is
+            negative; what is shown is neither curve nor scheduler
+        ExtraMissingError: Matplotlib is not installed
+    """
+    sources = _labelled(shown)
+    count = _steps(sources.values()) if steps is None else int(STEPS.check(steps, "schedule"))
+    factor = 1.0 if lr is None else float(RATE.check(lr, "schedule"))
+    lines = [line for label, one in sources.items() for line in _lines(label, one, count, factor)]
+    are_rates = lr is not None or not all(isinstance(one, Curve) for one in sources.values())
+    axes = new_axes("step", RATE_LABEL if are_rates else CURVE_LABEL, ax)
+    for line, style in zip(lines, styles(), strict=False):
+        _draw(axes, line, style)
+    axes.set_xlim(0, count)
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    _name(axes, [line.label for line in lines], own=ax is None)
+    return figure_of(axes)
+
+
+def _labelled(shown: Any) -> dict[str, Any]:
+    """What is shown, by its label."""
+    if isinstance(shown, Mapping):
+        sources = {str(label): one for label, one in shown.items()}
+    else:
+        single = isinstance(shown, (Curve, LRScheduler)) or not isinstance(shown, Iterable)
+        sources = {_label(one): one for one in ([shown] if single else shown)}
+    if not sources:
+        raise ValueError("schedule: there is no curve to draw")
+    for one in sources.values():
+        if not isinstance(one, Curve) and not hasattr(one, "preview"):
+            raise TypeError(f"schedule: {_refusal(one)}")
+    return sources
+
+
+def _label(one: Any) -> str:
+    return repr(one) if isinstance(one, Curve) else type(one).__name__
+
+
+def _refusal(one: Any) -> str:
+    name = type(one).__name__
+    if isinstance(one, LRScheduler):
+        return (
+            f"{name} of torch has no preview: stepwell.lr_scheduler.{name} takes the same arguments"
+        )
+    return (
+        f"a curve such as stepwell.lr_scheduler.cosine(1000), or a scheduler, is drawn, got {name}"
+    )
+
+
+def _steps(sources: Iterable[Any]) -> int:
+    ends = [one.steps for one in sources if isinstance(one, Curve) and one.steps is not None]
+    if not ends:
+        raise ValueError("schedule: steps must be given, since what is drawn has no end")
+    return math.ceil(max(ends))
+
+
+def _lines(label: str, one: Any, count: int, factor: float) -> Iterator[Line]:
+    steps = _chosen(count)
+    if isinstance(one, Curve):
+        yield Line(label, steps.tolist(), [factor * one(step) for step in steps.tolist()])
+        return
+    rates = np.array(one.preview(count + 1), dtype=float)[steps]
+    groups = one.optimizer.param_groups
+    distinct: dict[bytes, list[int]] = {}
+    for index in range(rates.shape[1]):
+        distinct.setdefault(rates[:, index].tobytes(), []).append(index)
+    for indices in distinct.values():
+        which = ", ".join(str(groups[i].get("name", f"group {i}")) for i in indices)
+        whole = label if len(distinct) == 1 else f"{label}, {which}"
+        yield Line(whole, steps.tolist(), rates[:, indices[0]].tolist())
+
+
+def _chosen(count: int) -> npt.NDArray[np.int64]:
+    """All steps from 0 to `count`, or as many as a picture can show."""
+    points = min(count + 1, MOST_POINTS)
+    return np.unique(np.linspace(0, count, points).round().astype(np.int64))
+
+
+def _draw(axes: Axes, line: Line, style: Mapping[str, Any]) -> None:
+    # a rate holds for its whole step, which is seen if there are few
+    shape = "steps-post" if len(line.steps) <= FEW_STEPS else "default"
+    axes.plot(line.steps, line.values, label=line.label, drawstyle=shape, **style)
+
+
+def _name(axes: Axes, labels: Sequence[str], *, own: bool) -> None:
+    """One curve is the title; several are listed below the picture, where none is covered."""
+    if len(labels) == 1:
+        title(axes, textwrap.fill(labels[0], 70))
+    elif own:
+        figure_of(axes).legend(loc="outside lower left", frameon=False, labelcolor="#333333")
+    else:
+        axes.legend(frameon=False)
