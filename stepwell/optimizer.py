@@ -11,11 +11,12 @@ import inspect
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from copy import copy
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer as TorchOptimizer
+from torch.optim import optimizer as torch_optimizer
 from torch.optim.optimizer import ParamsT as ParamsT
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook as register_optimizer_step_post_hook,
@@ -50,6 +51,15 @@ __all__ = [
     "required",
     "swap_in_optimizer_params_and_state",
 ]
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """What else is imported from `torch.optim.optimizer`, such as its helpers, is torch's."""
+        if hasattr(torch_optimizer, name):
+            return getattr(torch_optimizer, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 StateDict = dict[str, Any]
 

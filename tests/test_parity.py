@@ -7,6 +7,7 @@ in test_twins.py, the messages in test_messages.py, the rows one by one in test_
 from __future__ import annotations
 
 import copy
+import importlib
 import inspect
 import io
 import re
@@ -157,6 +158,48 @@ def test_signatures_in_submodules(module: str, name: str) -> None:
     assert inspect.isclass(ours) == inspect.isclass(theirs)
     if inspect.isclass(ours) or inspect.isfunction(ours):
         _assert_same_arguments(name, ours, theirs)
+
+
+def test_what_is_imported_from_torchs_module_can_be_imported_from_ours() -> None:
+    module = importlib.import_module("torch.optim.optimizer")
+    ours = importlib.import_module("stepwell.optimizer")
+    names = {name for name in vars(module) if not name.startswith("__")}
+    # all but these are one and the same, registries of hooks included
+    own = {name for name in names if getattr(ours, name) is not getattr(module, name)}
+    assert own <= {"Optimizer", "StateDict"}
+    assert ours.Optimizer is stepwell.Optimizer
+    with pytest.raises(
+        AttributeError, match=r"module 'stepwell\.optimizer' has no attribute 'Adam'"
+    ):
+        _ = ours.Adam
+
+
+def test_an_optimizer_written_with_torchs_helpers_needs_one_import_changed() -> None:
+    def steps(module: Any) -> Tensor:
+        class Plain(module.Optimizer):  # type: ignore[name-defined, misc]
+            def __init__(self, params: Any, lr: Any = module.required) -> None:
+                super().__init__(params, {"lr": lr, "differentiable": False})
+
+            @module._use_grad_for_differentiable
+            def step(self, closure: Any = None) -> None:
+                for group in self.param_groups:
+                    for param in group["params"]:
+                        param.add_(param.grad, alpha=-module._get_value(torch.tensor(group["lr"])))
+
+        param = torch.nn.Parameter(torch.ones(3))
+        param.grad = torch.ones(3)
+        with pytest.raises(ValueError, match="required optimization parameter lr"):
+            Plain([param])
+        seen: list[Any] = []
+        handle = module.register_optimizer_step_post_hook(lambda *args: seen.append(args[0]))
+        optimizer = Plain([{"params": [param], "lr": 0.5}])
+        optimizer.step()
+        handle.remove()
+        assert seen == [optimizer]
+        return param.detach()
+
+    names = ("torch.optim.optimizer", "stepwell.optimizer")
+    assert torch.equal(*(steps(importlib.import_module(name)) for name in names))
 
 
 # Arguments
