@@ -313,7 +313,8 @@ class Optimizer(Hooks, Flags, TorchOptimizer):
         Args:
             state_dict: what to load
             strict: refuse a state dict that does not fit; otherwise load what fits: a parameter
-                whose state is missing, or not whole, keeps the state that it has
+                whose state is missing, or not whole, keeps the state that it has; what only a
+                transform lacks, an average say, starts anew
             dtype: keep state in the precision in which it was "saved", cast it to that of its
                 parameter ("param"), as torch does, or to this one
 

@@ -31,14 +31,18 @@ def create_state(
             if value.device != home:
                 made[name] = value.to(home)
         elif slot.initial == "param":
-            made[name] = param.detach().clone(memory_format=torch.preserve_format)
+            made[name] = param.detach().to(_dtype(slot, param), copy=True)
         elif slot.scalar:
             number = _initial(slot, group) if value is None else float(value)
             # not torch.tensor(), which waits for a device
             made[name] = torch.full((), number, dtype=_scalar_dtype(), device=home)
         elif slot.initial is not None:
-            made[name] = _filled(param, state_shape(slot, param), _initial(slot, group))
+            made[name] = _filled(param, slot, _initial(slot, group))
     return made
+
+
+def _dtype(slot: Slot, param: Tensor) -> torch.dtype:
+    return torch.promote_types(param.dtype, torch.float32) if slot.wide else param.dtype
 
 
 def _initial(slot: Slot, group: Mapping[str, Any]) -> float:
@@ -48,12 +52,13 @@ def _initial(slot: Slot, group: Mapping[str, Any]) -> float:
     return float(value.item() if isinstance(value, Tensor) else value)
 
 
-def _filled(param: Tensor, shape: torch.Size, value: float) -> Tensor:
+def _filled(param: Tensor, slot: Slot, value: float) -> Tensor:
+    shape, dtype = state_shape(slot, param), _dtype(slot, param)
     with torch.no_grad():
         if shape != param.shape:
-            like = param.new_empty(shape)
+            like = param.new_empty(shape, dtype=dtype)
         else:
-            like = torch.empty_like(param, memory_format=torch.preserve_format)
+            like = torch.empty_like(param, dtype=dtype, memory_format=torch.preserve_format)
         # the gradient's real and imaginary parts are numbers of their own
         like = like.detach()
         (torch.view_as_real(like) if like.is_complex() else like).fill_(value)

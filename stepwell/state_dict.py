@@ -160,6 +160,7 @@ def load_state(
 ) -> tuple[dict[Any, Any], LoadReport]:
     """The state of each matched parameter, whole or, if an entry does not fit, not at all.
 
+    What only a transform lacks is reported, and left out: it starts anew at the next step.
     `groups` are the optimizer's groups as they will be; without a `Layout` whatever is saved for
     a parameter is taken. State under a key that is no parameter is kept, as torch keeps it.
     """
@@ -172,9 +173,10 @@ def load_state(
         place = matched.params.get(key)
         if place is not None:
             layout = layouts[place.group]
-            report = _fit(entry, place, matched.source(place.group, saved.groups), layout)
+            source = matched.source(place.group, saved.groups)
+            report, is_whole = _fit(entry, place, source, layout)
             reports.append(report)
-            if report.is_empty:
+            if is_whole:
                 state[place.param] = _copy_entry(entry, place, groups, layout, policy)
         elif key not in listed and isinstance(key, int):
             reports.append(LoadReport(unexpected=(f"state of id {key}, which no group lists",)))
@@ -198,17 +200,19 @@ def _other_rule(source: Group, layout: Layout, index: int) -> LoadReport:
     return LoadReport(missing=(what,))
 
 
-def _fit(entry: Any, place: Place, source: Group, layout: Layout | None) -> LoadReport:
-    """What is wrong with the saved state of one parameter."""
+def _fit(entry: Any, place: Place, source: Group, layout: Layout | None) -> tuple[LoadReport, bool]:
+    """What is wrong with the saved state of one parameter, and whether all its rule needs fits."""
     if layout is None or not entry:
-        return LoadReport()
+        return LoadReport(), True
     if not isinstance(entry, Mapping):
-        return LoadReport(mismatched=(f"{place.label}: state must be a dict, got {entry!r:.40}",))
+        words = f"{place.label}: state must be a dict, got {entry!r:.40}"
+        return LoadReport(mismatched=(words,)), False
     slots = layout.slots(place.param)
     present = {name: value for name, value in entry.items() if value is not None}
     missing = [n for n, s in slots.items() if s.initial is not None and n not in present]
     foreign = [name for name in present if name not in layout.names | slots.keys()]
-    if not missing and layout.hyperparameters <= source.keys():
+    lacks = [name for name in missing if not slots[name].added]
+    if not lacks and layout.hyperparameters <= source.keys():
         # a state dict of this rule, to which somebody has added entries: they are kept
         foreign = []
     problems = {
@@ -216,11 +220,12 @@ def _fit(entry: Any, place: Place, source: Group, layout: Layout | None) -> Load
         for name, slot in slots.items()
         if name in present
     }
-    return LoadReport(
+    report = LoadReport(
         tuple(f"{place.label}: {nearest(n, foreign, 'the state dict has')}" for n in missing),
         tuple(f"{place.label}: {name}" for name in foreign),
         tuple(f"{place.label}: {n} {problem}" for n, problem in problems.items() if problem),
     )
+    return report, not (lacks or report.unexpected or report.mismatched)
 
 
 def _problem(name: str, value: Any, slot: Slot, param: Tensor) -> str | None:

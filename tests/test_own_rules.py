@@ -269,6 +269,9 @@ def test_composed_steps():
     before, after, grads = step_of(optimizer)
     for old, new, grad, param in zip(before, after, grads, params, strict=True):
         torch.testing.assert_close(new, old - 0.5 * grad)
+        torch.testing.assert_close(optimizer.state[param]["average"], new)
+    before, after, _ = step_of(optimizer)
+    for old, new, param in zip(before, after, params, strict=True):
         average = optimizer.state[param]["average"]
         torch.testing.assert_close(average, 0.75 * old + 0.25 * new)
 

@@ -240,13 +240,17 @@ class Slot:
     `initial` is a number, the name of a hyperparameter, "param" for a copy of the parameter, or
     None: then the formula reads None until it has assigned a value. `when` names the flag or
     switch without which the entry does not exist. A `scalar` is one number per parameter; `over`
-    is the dimension that is kept with size 1, where the entry is smaller than the parameter.
+    is the dimension that is kept with size 1, where the entry is smaller than the parameter. A
+    `wide` entry is kept in the precision of the arithmetic: float32 for half precision. What a
+    transform has `added` to a rule starts anew where a checkpoint of the rule alone is loaded.
     """
 
     initial: float | str | None
     when: str | None = None
     scalar: bool = False
     over: int | None = None
+    wide: bool = False
+    added: bool = False
 
 
 def zeros(*, when: str | None = None, scalar: bool = False, over: int | None = None) -> Any:
@@ -255,10 +259,15 @@ def zeros(*, when: str | None = None, scalar: bool = False, over: int | None = N
 
 
 def full(
-    value: float | str, *, when: str | None = None, scalar: bool = False, over: int | None = None
+    value: float | str,
+    *,
+    when: str | None = None,
+    scalar: bool = False,
+    over: int | None = None,
+    wide: bool = False,
 ) -> Any:
     """State that starts at a number, at a hyperparameter (its name), or as a copy of "param"."""
-    return Slot(value, when, scalar, over)
+    return Slot(value, when, scalar, over, wide)
 
 
 def count() -> Any:

@@ -8,10 +8,24 @@ formula of the rule and its transforms, which is traced, and so fused, as a whol
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar
 
-from .fields import Decay, Field, NonNegative, Positive, Real, Slot, fields_of, full, slots_of
-from .functions import clamp, lerp, minimum, norm
+from .fields import (
+    Field,
+    NonNegative,
+    Positive,
+    Range,
+    Real,
+    Share,
+    Slot,
+    Switch,
+    fields_of,
+    full,
+    slots_of,
+    zeros,
+)
+from .functions import clamp, floor, lerp, maximum, minimum, norm, where
 from .program import Formula
 
 __all__ = [
@@ -127,16 +141,49 @@ class DecoupledDecay(Transform):
 
 
 class Average(Transform):
-    """Keep an exponential moving average of the parameter in its state."""
+    """Keep an average of the parameter in its state.
 
-    average_decay: Decay = 0.999
+        average <- average + weight (p - average)
 
-    average = full("param")
+    The first weight is 1, so that an average begins as a copy, as torch's `AveragedModel` does.
+    From then on it is `1 - average_decay`, and with `average_warmup` w, after n averages, at least
+    w / (n + w). The decay then rises as n / (n + w): with w = 9 as (1 + t) / (10 + t), where t
+    begins with the second average, which is how TensorFlow's `ExponentialMovingAverage` warms up
+    (https://www.tensorflow.org/api_docs/python/tf/train/ExponentialMovingAverage); with w = 1 and
+    `average_decay=1` all weights count the same, as in Izmailov et al., Averaging Weights Leads to
+    Wider Optima and Better Generalization, arXiv:1803.05407.
+
+    Averages are taken from step `average_start` + 1 on, at every `average_every`-th step; before,
+    the average is the parameter. It is kept in float32 for parameters in half precision, which
+    could not hold what a single step adds.
+    """
+
+    average_decay: Share = 0.999
+    average_warmup: Switch = 0
+    average_start: Annotated[int, Range(0)] = 0
+    average_every: Annotated[int, Range(1)] = 1
+
+    average = full("param", wide=True)
+    n_averaged = zeros(scalar=True)
 
     @staticmethod
     def after(param: Any, new_param: Any, state: Any, group: Any) -> Any:
-        state.average = lerp(state.average, new_param, 1 - group.average_decay)
+        weight = 1 - group.average_decay
+        if group.average_warmup:
+            warmup = group.average_warmup
+            weight = maximum(weight, warmup / (state.n_averaged + warmup))
+        average, taken = lerp(state.average, new_param, weight), 1.0
+        if group.average_start or group.average_every > 1:
+            is_due = _is_due(state.step - 1 - group.average_start, group.average_every)
+            average, taken = where(is_due, average, state.average), where(is_due, 1.0, 0.0)
+        state.average = where(state.n_averaged > 0, average, new_param)
+        state.n_averaged = state.n_averaged + taken
         return new_param
+
+
+def _is_due(since: Any, every: int) -> Any:
+    """Whether a multiple of `every` steps has passed since the start, none included."""
+    return (since >= 0) & (floor(since / every) * every == since)
 
 
 def compose(rule: Formula, transforms: Sequence[type[Transform]]) -> Formula:
@@ -151,7 +198,7 @@ def compose(rule: Formula, transforms: Sequence[type[Transform]]) -> Formula:
             if name in fields or name in slots:
                 raise TypeError(f"{transform.__name__}: {rule.name} has a {name!r} already")
         fields |= transform.fields
-        slots |= transform.slots
+        slots |= {name: replace(slot, added=True) for name, slot in transform.slots.items()}
 
     def update(param: Any, grad: Any, state: Any, group: Any) -> Any:
         if "step" in rule.slots:
