@@ -16,7 +16,7 @@ from .language import Formula, Program
 from .language.expr import NoDimensionError
 from .language.program import program_for
 
-__all__ = ["CAPTURABLE", "Group", "Inspection", "Row"]
+__all__ = ["CAPTURABLE", "Group", "Inspection", "Row", "check_dense", "check_unexpanded"]
 
 FUSED = ("mps", "cuda", "xpu", "hpu", "cpu", "mtia", torch._C._get_privateuse1_backend_name())
 """Where `fused=True` may be asked for, in torch's order."""
@@ -144,12 +144,7 @@ class Inspection:
                 f"{list(CAPTURABLE)}. ({name}, {self._where(row)} is on {param.device}: "
                 "leave capturable=False)"
             )
-        if _is_expanded(param):
-            raise RuntimeError(
-                "unsupported operation: more than one element of the written-to tensor refers to "
-                "a single memory location. Please clone() the tensor before performing the "
-                f"operation. ({name}: {self._where(row)} is expanded)"
-            )
+        check_unexpanded(name, param, self._where(row))
         if group.get("differentiable") and param.is_leaf and param.requires_grad:
             raise RuntimeError(
                 "a leaf Variable that requires grad is being used in an in-place operation. "
@@ -158,11 +153,7 @@ class Inspection:
         self._check_state(row, have)
         if param.grad is not None:
             self._check_grad(row, param, param.grad)
-        if param.layout is not torch.strided:
-            raise RuntimeError(
-                f"{name} updates dense parameters, got layout {param.layout} ({self._where(row)}): "
-                "make it dense, .to_dense(); its gradient may be sparse"
-            )
+        check_dense(name, param, self._where(row))
 
     def _check_grad(self, row: Row, param: Tensor, grad: Tensor) -> None:
         name = self._formula.name
@@ -245,6 +236,33 @@ def _where(group: Group, index: int, number: int) -> str:
 
 def _lacks(state: Any, name: str) -> bool:
     return not isinstance(state, dict) or state.get(name) is None
+
+
+def check_unexpanded(owner: str, param: Tensor, where: str) -> None:
+    """Refuse a parameter of which one number in memory is seen as several.
+
+    Raises:
+        RuntimeError: it is one, as after `expand()`
+    """
+    if _is_expanded(param):
+        raise RuntimeError(
+            "unsupported operation: more than one element of the written-to tensor refers to "
+            "a single memory location. Please clone() the tensor before performing the "
+            f"operation. ({owner}: {where} is expanded)"
+        )
+
+
+def check_dense(owner: str, param: Tensor, where: str) -> None:
+    """Refuse a parameter of which memory holds only some numbers.
+
+    Raises:
+        RuntimeError: it is sparse
+    """
+    if param.layout is not torch.strided:
+        raise RuntimeError(
+            f"{owner} updates dense parameters, got layout {param.layout} ({where}): make it "
+            "dense, .to_dense(); its gradient may be sparse"
+        )
 
 
 def _is_expanded(tensor: Tensor) -> bool:

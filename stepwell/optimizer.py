@@ -29,6 +29,7 @@ from torch.optim.optimizer import required as required
 from .cohort import Scaling, is_elsewhere, local_part
 from .declaration import Declaration, Flags, declare
 from .hooks import KINDS, Hooks, hooked, outside_graphs, profiled
+from .inspection import check_dense
 from .language import Formula, Transform, program_for
 from .matching import LoadReport, match, refusal
 from .param_groups import Group, add_group, as_groups
@@ -262,8 +263,9 @@ class Optimizer(Hooks, Flags, TorchOptimizer):
         """
         if self.formula is None:
             return
-        for group in self.param_groups:
+        for index, group in enumerate(self.param_groups):
             for param in group["params"]:
+                check_dense(type(self).__name__, param, f"group {index}")
                 program = program_for(self.formula, group, ndim=param.dim())
                 with torch.inference_mode(False):
                     self.state[param].update(create_state(program, group, param, self.state[param]))

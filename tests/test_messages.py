@@ -99,9 +99,6 @@ def _sparse() -> Tensor:
 INPUTS: dict[str, Input] = {
     "a matrix": Input(_drawn(5, 2), _drawn(5, 2)),
     "a sparse gradient": Input(_drawn(5, 2), _sparse),
-    "a gradient in compressed rows": Input(
-        _drawn(5, 2), lambda: _sparse().to_dense().to_sparse_csr()
-    ),
     "a sparse parameter": Input(_sparse, _sparse),
     "complex": Input(_drawn(5, 2, dtype=torch.complex64), _drawn(5, 2, dtype=torch.complex64)),
     "one dimension": Input(_drawn(7), _drawn(7)),

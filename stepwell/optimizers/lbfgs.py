@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
+from ..inspection import check_dense, check_unexpanded
 from ..language import Message, NonNegative, Range
 from ..optimizer import Optimizer
 from ..quasi_newton.history import History, fitted
@@ -80,7 +81,9 @@ class LBFGS(Optimizer):
         params = group["params"]
         if not params:
             return "optimizer got an empty parameter list"
-        for param in params:
+        for index, param in enumerate(params):
+            check_dense("LBFGS", param, f"parameter {index}")
+            check_unexpanded("LBFGS", param, f"parameter {index}")
             if not (param.is_floating_point() or param.is_complex()):
                 return f"parameters must be floating point or complex, got {param.dtype}"
         devices = {str(param.device) for param in params}
