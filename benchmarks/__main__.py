@@ -23,6 +23,7 @@ from .cpu_cases import CASES
 from .cpu_tables import costs_table, speeds_table
 from .devices import Cuda, Host
 from .gpu_cases import FULL, TINY
+from .lbfgs import DESCENTS, Reached, descents_table, saved
 from .measure import Result, copy_bandwidth, measure
 
 
@@ -44,9 +45,12 @@ def main(arguments: list[str] | None = None) -> int:
     costs = [(cost, cost.measure()) for cost in COSTS if options.only in cost.what]
     if costs:
         console.print(costs_table(costs))
+    descents = [descent.measure() for descent in DESCENTS if options.only in str(descent)]
+    if descents:
+        console.print(descents_table(descents))
     if options.json:
-        _save(options.json, results, costs)
-    missed = any(r.misses() for r in results)
+        _save(options.json, results, costs, descents)
+    missed = any(r.misses() for r in [*results, *descents])
     return int(missed or any(value > cost.limit for cost, value in costs))
 
 
@@ -81,7 +85,12 @@ def _on_gpu(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int
     return gpu.run(Cuda(), FULL, options, console)
 
 
-def _save(path: Path, results: list[Result], costs: list[tuple[Cost, float]]) -> None:
+def _save(
+    path: Path,
+    results: list[Result],
+    costs: list[tuple[Cost, float]],
+    descents: list[Reached],
+) -> None:
     rows = [
         {
             "rule": r.case.rule,
@@ -97,7 +106,8 @@ def _save(path: Path, results: list[Result], costs: list[tuple[Cost, float]]) ->
     once = [
         {"what": c.what, "value": round(v, 4), "unit": c.unit, "limit": c.limit} for c, v in costs
     ]
-    path.write_text(json.dumps({"machine": describe(), "speeds": rows, "costs": once}, indent=1))
+    found = {"speeds": rows, "costs": once, "lbfgs": [saved(reached) for reached in descents]}
+    path.write_text(json.dumps({"machine": describe(), **found}, indent=1))
 
 
 if __name__ == "__main__":
