@@ -71,6 +71,17 @@ class Group(dict[str, Any]):
     def __setitem__(self, key: str, value: Any) -> None:
         super().__setitem__(key, self._checked(key, value))
 
+    @staticmethod
+    def check_all(groups: Sequence[Group], key: str, values: Sequence[Any]) -> Sequence[Any]:
+        """The values that these groups of one optimizer may hold under the key, one each.
+
+        A schedule writes the rates of all groups at every step, so they are looked at together.
+        """
+        field = groups[0]._declaration.fields.get(key)
+        if field is not None and field.admits(values):
+            return values
+        return [group._checked(key, value) for group, value in zip(groups, values, strict=True)]
+
     def _checked(self, key: str, value: Any) -> Any:
         if key == "params":
             place = f"{self._declaration.owner}, group {self._index}"

@@ -36,7 +36,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("__main__",),
 )
 # what a file may import from its own package, where files stand side by side
-SHARED = {"backends": set(), "optimizers": set(), "lr_scheduler": {"curves", "scheduler"}}
+SHELL = {"composite", "curvelr", "functions", "hyperparameters", "momentum", "scheduler", "watch"}
+SHARED = {"backends": set(), "optimizers": set(), "lr_scheduler": {"curves", *SHELL}}
 
 LAYER = {name: index for index, row in enumerate(LAYERS) for name in row}
 RULES = [value for value in vars(optimizers).values() if inspect.isclass(value)]

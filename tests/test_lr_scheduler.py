@@ -413,12 +413,11 @@ def test_a_users_own_schedule_needs_get_lr_alone():
     assert scheduler.last_epoch == 9
 
 
-def test_a_new_curve_is_a_factor_alone():
+def test_a_users_own_schedule_along_a_curve_needs_the_curve_alone():
     class Warmup(lr_scheduler.CurveLR):
-        def factor(self, step: int) -> float:
-            return min(1.0, (step + 1) / 4)
+        curve = lr_scheduler.linear(0.2, 0.8, 3)
 
-    scheduler = Warmup(optimizer(0.8))
+    scheduler = Warmup(optimizer(1.0))
     seen = []
     for _ in range(5):
         seen += rates(scheduler)

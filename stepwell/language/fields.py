@@ -126,6 +126,24 @@ class Field:
             return "one of " + ", ".join(repr(choice) for choice in self.choices) + none
         return f"in {self.range}{none}"
 
+    def admits(self, values: Sequence[Any]) -> bool:
+        """Whether all of these are plain floats in range, or tuples of them: quick, never wrongly.
+
+        Where it says False, `check` says what is right.
+        """
+        if self.items:
+            if {len(value) if type(value) is tuple else None for value in values} != {
+                len(self.items)
+            }:
+                return False
+            columns = zip(*values, strict=True)
+            return all(f.admits(column) for f, column in zip(self.items, columns, strict=True))
+        if self.kind != "number" or self.range is None or set(map(type, values)) != {float}:
+            return False
+        # a NaN among them, which min and max may miss, makes the sum NaN
+        is_finite = math.isfinite(sum(values))
+        return is_finite and min(values) in self.range and max(values) in self.range
+
     def settled(self, value: Any) -> Any:
         """The number at the end of the range, for one that rounding took past it.
 
@@ -251,6 +269,11 @@ class Slot:
     over: int | None = None
     wide: bool = False
     added: bool = False
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the entry has one number per element."""
+        return not self.scalar and self.over is None
 
 
 def zeros(*, when: str | None = None, scalar: bool = False, over: int | None = None) -> Any:

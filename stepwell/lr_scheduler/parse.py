@@ -29,7 +29,7 @@ def parse(text: str) -> Curve:
         TypeError: an argument is missing, too many, or of the wrong kind
 
     >>> parse("2 * (warmup(500) >> cosine(9_500, end=0.1))")
-    (warmup(500) >> cosine(9500, end=0.1)) * 2.0
+    (warmup(500) >> cosine(9500, end=0.1)) * 2
     """
     try:
         curve = _value(ast.parse(text.strip(), mode="eval").body, text)

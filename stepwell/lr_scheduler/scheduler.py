@@ -1,41 +1,27 @@
-"""The stateful shell that every schedule shares, to torch's contract, and how a curve drives it.
+"""The stateful shell that every schedule shares, to torch's contract.
 
-A curve says what its rate is at a step; everything that has to be remembered, saved, warned about
-or written into the optimizer is said here, once.
+What has to be remembered, saved, restored, warned about or written into the optimizer is said
+here, once. A rate that was loaded wins over what a constructor has written, in whatever order the
+optimizer and its schedules are made and loaded.
 """
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import EPOCH_DEPRECATION_WARNING
 from torch.optim.lr_scheduler import LRScheduler as TorchLRScheduler
-from torch.utils.hooks import RemovableHandle
 
 from ..language.fields import Field, Range
+from .hyperparameters import Number, read, write
+from .watch import check_order, copied, loaded_groups, loads, move_on, watch
 
 LAST_EPOCH = Field("last_epoch", -1, "integer", Range(-1))
-
-STEP_ORDER = (
-    "Detected call of `lr_scheduler.step()` before `optimizer.step()`. In PyTorch 1.1.0 and later, "
-    "you should call them in the opposite order: `optimizer.step()` before `lr_scheduler.step()`.  "
-    "Failure to do this will result in PyTorch skipping the first value of the learning rate "
-    "schedule. See more details at "
-    "https://pytorch.org/docs/stable/optim.html#how-to-adjust-learning-rate"
-)
-STEP_EPOCH = (
-    "The epoch parameter in `scheduler.step()` was not necessary and is being deprecated where "
-    "possible. Please use `scheduler.step()` to step the scheduler. During the deprecation, if "
-    "epoch is different from None, the closed form is used instead of the new chainable form, "
-    "where available."
-)
 GET_LR = "To get the last learning rate computed by the scheduler, please use `get_last_lr()`."
 
 
@@ -56,28 +42,55 @@ class LRScheduler(TorchLRScheduler):
         KeyError: `last_epoch` resumes a schedule, but a group does not know its `initial_lr`
     """
 
+    unsaved: ClassVar[frozenset[str]] = frozenset({"optimizer", "_loads_seen"})
+
     def __init__(self, optimizer: Optimizer, last_epoch: int = -1) -> None:
         owner = type(self).__name__
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(
-                f"{type(optimizer).__name__} is not an Optimizer "
-                f"({owner}: optimizer must be one, such as stepwell.AdamW)"
-            )
+        require_optimizer(optimizer, owner)
         LAST_EPOCH.check(last_epoch, owner)
-        self.optimizer = optimizer
+        self._check_arguments(vars(self))
         if last_epoch >= 0:
             _require_initial_rates(optimizer, owner)
-        self.base_lrs = [_initial_rate(group) for group in optimizer.param_groups]
+        watch(optimizer)
+        self.optimizer = optimizer
         self.last_epoch = last_epoch
-        # a plain function: a method as hook would keep the scheduler alive with the optimizer
-        self._watch: RemovableHandle | None = optimizer.register_step_post_hook(_mark_stepped)
+        if last_epoch == -1:
+            self._prepare_groups()
+        self._take_base_rates()
         self._initial_step()
 
-    def get_lr(self) -> list[float | Tensor]:
+    # What a subclass says
+
+    def get_lr(self) -> list[Number]:
         """The rates of the groups at `last_epoch`; for the latest ones call `get_last_lr`."""
         raise NotImplementedError
 
-    def get_last_lr(self) -> list[float | Tensor]:
+    def _names(self) -> tuple[str, ...]:
+        """The hyperparameters it sets."""
+        return ("lr",)
+
+    def _prepare_groups(self) -> None:
+        """Write into the groups what a schedule that starts anew needs there."""
+
+    def _next_values(self) -> dict[str, list[Number]]:
+        """What the groups hold of each hyperparameter once `last_epoch` has moved on by one."""
+        return {"lr": self.get_lr()}
+
+    def _values_at(self, step: int) -> dict[str, list[Number]]:
+        """What untouched groups hold at a step; here by taking all steps from the first anew."""
+        double, stage = self._double()
+        write(stage.param_groups, {"lr": self._initial_rates()})
+        double._start_anew()
+        for _ in range(step):
+            double.step()
+        return {name: read(stage.param_groups, name) for name in self._names()}
+
+    def _check_arguments(self, state: Mapping[str, Any]) -> None:
+        """Raise what the constructor would raise for these attributes."""
+
+    # Steps
+
+    def get_last_lr(self) -> list[Number]:
         """The rates that the latest `step` wrote, one per group; Tensors are copies."""
         return self._last_lr
 
@@ -86,13 +99,96 @@ class LRScheduler(TorchLRScheduler):
 
         Args:
             epoch: deprecated; go to this step and set the rates by the closed form
+
+        Raises:
+            ValueError: a rate is out of range, or `epoch` negative; nothing is changed
         """
-        if self._watch is not None and not self._is_initial:
-            self._check_order()
-        self._step_count += 1
+        if self._step_count == 1 and not self._is_initial:
+            check_order(self.optimizer)
         if epoch is not None:
-            warnings.warn(STEP_EPOCH, UserWarning, stacklevel=2)
-        self._update_lr(epoch)
+            warnings.warn(EPOCH_DEPRECATION_WARNING, UserWarning, stacklevel=2)
+        self._step_count += 1
+        try:
+            self._update_lr(epoch)
+        except BaseException:
+            self._step_count -= 1
+            raise
+
+    def _initial_step(self) -> None:
+        self._step_count = 0
+        self._is_initial = True
+        try:
+            self.step()
+        finally:
+            self._is_initial = False
+
+    def _start_anew(self) -> None:
+        self.last_epoch = -1
+        self._initial_step()
+
+    def _update_lr(self, epoch: int | None = None) -> None:
+        if epoch is not None:
+            require_epoch(epoch, type(self).__name__)
+        self._follow_groups()
+        before = self.last_epoch
+        self.last_epoch = before + 1 if epoch is None else epoch
+        try:
+            with self._within_step():
+                self._write(self._next_values() if epoch is None else self._closed_values())
+        except BaseException:
+            self.last_epoch = before
+            raise
+        if not self._is_initial:
+            move_on(self.optimizer)
+
+    def _closed_values(self) -> dict[str, list[Number]]:
+        # a user's own schedule may have torch's method
+        closed = getattr(self, "_get_closed_form_lr", None)
+        return self._next_values() if closed is None else {"lr": closed()}
+
+    def _write(self, values: Mapping[str, Sequence[Number]]) -> None:
+        write(self.optimizer.param_groups, values)
+        self._note_rates()
+
+    def _note_rates(self) -> None:
+        self._last_lr = [copied(group["lr"]) for group in self.optimizer.param_groups]
+
+    @contextmanager
+    def _within_step(self) -> Iterator[None]:
+        self._get_lr_called_within_step = True
+        try:
+            yield
+        finally:
+            self._get_lr_called_within_step = False
+
+    def _warn_outside_of_step(self) -> None:
+        if not self._get_lr_called_within_step:
+            warnings.warn(GET_LR, UserWarning, stacklevel=3)
+
+    # Groups that come and go
+
+    def _take_base_rates(self) -> None:
+        self.base_lrs = [_initial_rate(group) for group in self.optimizer.param_groups]
+        self._loads_seen: int | None = loads(self.optimizer)
+
+    def _initial_rates(self) -> list[Number]:
+        return self.base_lrs
+
+    def _follow_groups(self) -> None:
+        """Take in groups that joined, left, or were loaded since the latest step."""
+        groups = self.optimizer.param_groups
+        known = len(self.base_lrs)
+        if len(groups) > known:
+            for group in groups[known:]:
+                self._join(group)
+        if len(groups) < known or self._loads_seen not in (None, loads(self.optimizer)):
+            self._take_base_rates()
+
+    def _join(self, group: dict[str, Any]) -> None:
+        """Take in a group: its own rate is its initial one."""
+        self.base_lrs = [*self.base_lrs, _initial_rate(group)]
+
+    # Looking ahead
 
     def preview(self, steps: int) -> list[list[float]]:
         """The rates of the groups at this step and at those after it, without moving.
@@ -103,9 +199,7 @@ class LRScheduler(TorchLRScheduler):
         Returns:
             for each step a list of numbers, one per group
         """
-        groups = [{**group, "params": []} for group in self.optimizer.param_groups]
-        stage = SimpleNamespace(param_groups=deepcopy(groups), defaults=self.optimizer.defaults)
-        double = deepcopy(self, {id(self.optimizer): stage})
+        double, stage = self._double()
         seen = []
         for step in range(steps):
             if step:
@@ -113,130 +207,150 @@ class LRScheduler(TorchLRScheduler):
             seen.append([float(group["lr"]) for group in stage.param_groups])
         return seen
 
+    def _double(self) -> tuple[LRScheduler, Stage]:
+        """A copy that drives copies of the groups, without their parameters."""
+        stage = Stage(self.optimizer)
+        return deepcopy(self, {id(self.optimizer): stage}), stage
+
+    # State
+
     def state_dict(self) -> dict[str, Any]:
         """Everything but the optimizer, in torch's layout."""
-        return {k: v for k, v in vars(self).items() if k not in ("optimizer", "_watch")}
+        return {key: value for key, value in vars(self).items() if key not in self.unsaved}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what `state_dict` of this class, or of torch's class of this name, returned."""
-        vars(self).update(state_dict)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # a copied or unpickled optimizer has no hooks
-        return {**vars(self), "_watch": None}
-
-    def _initial_step(self) -> None:
-        self._step_count = 0
-        self._is_initial = True
-        try:
-            self.step()
-        finally:
-            self._is_initial = False
-
-    def _update_lr(self, epoch: int | None = None) -> None:
-        self.last_epoch = self.last_epoch + 1 if epoch is None else epoch
-        groups = self.optimizer.param_groups
-        joined = groups[len(self.base_lrs) :]
-        self.base_lrs = self.base_lrs + [_initial_rate(group) for group in joined]
-        self._get_lr_called_within_step = True
-        try:
-            closed = None if epoch is None else getattr(self, "_get_closed_form_lr", None)
-            rates = self.get_lr() if closed is None else closed()
-        finally:
-            self._get_lr_called_within_step = False
-        for group, rate in zip(groups, rates, strict=True):
-            _write_rate(group, rate)
-        self._last_lr = [_copy(group["lr"]) for group in groups]
-
-    def _check_order(self) -> None:
-        """Warn at the first step if the optimizer has not stepped, then watch it no longer."""
-        assert self._watch is not None
-        self._watch.remove()
-        self._watch = None
-        stepped = getattr(self.optimizer, "_opt_called", False) or "step" in vars(self.optimizer)
-        if self._step_count == 1 and not stepped and not _refused_by_scaler(self.optimizer):
-            warnings.warn(STEP_ORDER, UserWarning, stacklevel=3)
-
-
-class CurveLR(LRScheduler):
-    """A schedule whose rate is the initial rate times a pure function of the step, `factor`.
-
-    A rate that nobody else touches is the closed form, `initial rate * factor(step)`, at every
-    step: it does not drift, and resuming from a step count alone gives the same bits. A rate that
-    was changed by hand, or that a second schedule works on too, is moved by the ratio of the
-    factors of two neighbouring steps, as torch's chained form does.
-
-    A new curve declares its arguments and their ranges in `fields`, stores them, and says
-    `factor`.
-    """
-
-    fields: ClassVar[tuple[Field, ...]] = ()
-
-    def __init__(self, optimizer: Optimizer, last_epoch: int = -1) -> None:
-        self._check(vars(self))
-        super().__init__(optimizer, last_epoch)
-
-    def factor(self, step: int) -> float:
-        """What the initial rate is multiplied by at this step."""
-        raise NotImplementedError
-
-    def get_lr(self) -> list[float | Tensor]:
-        """The rates of the groups at `last_epoch`; for the latest ones call `get_last_lr`."""
-        if not self._get_lr_called_within_step:
-            warnings.warn(GET_LR, UserWarning, stacklevel=2)
-        before = self.factor(self.last_epoch - 1) if self.last_epoch > 0 else 1.0
-        after = self.factor(self.last_epoch)
-        return [
-            _next_rate(group["lr"], base, before, after) for group, base in self._groups_and_bases()
-        ]
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over what `state_dict` of this class, or of torch's class of this name, returned.
 
+        The rates that belong to it are put into the groups, unless the optimizer's own were loaded.
+        A dict that holds `last_epoch` alone is enough: then they are computed.
+
         Raises:
-            ValueError, TypeError: an argument of the curve is out of range; nothing is changed
+            ValueError, TypeError: an argument is out of range; nothing is changed
         """
-        self._check(state_dict)
-        super().load_state_dict(state_dict)
+        state = deepcopy(dict(state_dict))
+        self._check_state(state)
+        self._take_state(state)
+        self._restore_rates(state)
 
-    def _get_closed_form_lr(self) -> list[float | Tensor]:
-        factor = self.factor(self.last_epoch)
-        return [base * factor for _, base in self._groups_and_bases()]
+    def _check_state(self, state: Mapping[str, Any]) -> None:
+        if "last_epoch" in state:
+            LAST_EPOCH.check(state["last_epoch"], type(self).__name__)
+        self._check_arguments(state)
 
-    def _groups_and_bases(self) -> Iterable[tuple[dict[str, Any], float | Tensor]]:
-        # a group may have been taken away by hand
-        return zip(self.optimizer.param_groups, self.base_lrs, strict=False)
+    def _take_state(self, state: dict[str, Any]) -> None:
+        if "last_epoch" in state:
+            state.setdefault("_step_count", max(state["last_epoch"], 0) + 1)
+        if "base_lrs" in state:
+            # they are known now, whatever is loaded into the optimizer
+            self._loads_seen = None
+        elif self._loads_seen is not None:
+            self._take_base_rates()
+        vars(self).update(state)
 
-    def _check(self, values: dict[str, Any]) -> None:
-        for field in self.fields:
-            if field.name in values:
-                field.check(values[field.name], type(self).__name__)
+    def _restore_rates(self, state: Mapping[str, Any]) -> None:
+        groups = self.optimizer.param_groups
+        names = self._names()
+        loaded = loaded_groups(self.optimizer)
+        values: dict[str, list[Number]] = {}
+        if loaded is not None and len(loaded) == len(groups):
+            values = {name: read(loaded, name) for name in names}
+        elif "_last_lr" in state and "lr" in names:
+            values = {"lr": state["_last_lr"]}
+        if not values.keys() >= set(names) and self.last_epoch >= 0:
+            values = {**self._values_at(self.last_epoch), **values}
+        if all(len(given) == len(groups) for given in values.values()):
+            self._write(values)
 
-
-def _next_rate(
-    rate: float | Tensor, base: float | Tensor, before: float, after: float
-) -> float | Tensor:
-    """The rate after a step whose factor goes from `before` to `after`."""
-    chained = _chained_rate(rate, base, before, after)
-    if not isinstance(rate, Tensor):
-        base = float(base)
-        return base * after if math.isclose(rate, base * before) else chained
-    # without asking for the numbers, which on an accelerator would mean to wait for them
-    untouched = torch.isclose(rate, torch.as_tensor(base * before).to(rate), rtol=1e-6, atol=0.0)
-    return torch.where(untouched, base * after, chained).detach()
-
-
-def _chained_rate(
-    rate: float | Tensor, base: float | Tensor, before: float, after: float
-) -> float | Tensor:
-    if before:
-        return rate * (after / before)
-    # zero has no ratio: a rate set by hand survives while the factor stays, else the curve wins
-    return rate if after == before else base * after
+    def __getstate__(self) -> dict[str, Any]:
+        # what is loaded into a copy of the optimizer is not seen
+        return {**vars(self), "_loads_seen": None}
 
 
-def _initial_rate(group: dict[str, Any]) -> float | Tensor:
-    rate: float | Tensor = _copy(group.setdefault("initial_lr", _copy(group["lr"])))
+# the name by which older code knows it
+_LRScheduler = LRScheduler
+
+
+class Stage:
+    """Stands in for an optimizer while a copy of a schedule is asked what it would do."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        groups = [{**group, "params": []} for group in optimizer.param_groups]
+        self.param_groups: list[dict[str, Any]] = deepcopy(groups)
+        self.defaults = optimizer.defaults
+
+
+def require_optimizer(optimizer: Any, owner: str) -> None:
+    """Check that this is an optimizer.
+
+    Raises:
+        TypeError: it is none
+    """
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"{type(optimizer).__name__} is not an Optimizer "
+            f"({owner}: optimizer must be one, such as stepwell.AdamW)"
+        )
+
+
+def require_epoch(epoch: Any, owner: str) -> None:
+    """Check that a schedule can go to this epoch.
+
+    Raises:
+        ValueError: it is negative, or no finite number
+    """
+    if isinstance(epoch, bool) or not isinstance(epoch, (int, float)) or epoch not in Range(0):
+        raise ValueError(
+            f"Expected non-negative epoch, but got {epoch} "
+            f"({owner}: epoch must be a number in [0, inf))"
+        )
+
+
+def require_positive_integer(name: str, value: Any, owner: str) -> None:
+    """Check an argument.
+
+    Raises:
+        ValueError: it is no whole number above zero
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        raise ValueError(
+            f"Expected positive integer {name}, but got {value} "
+            f"({owner}: {name} must be a whole number in [1, inf))"
+        )
+
+
+def require_shape(anneal_strategy: Any, owner: str) -> None:
+    """Check the name of the form of a line.
+
+    Raises:
+        ValueError: it is unknown
+    """
+    if anneal_strategy not in ("cos", "linear"):
+        raise ValueError(
+            f"anneal_strategy must be one of 'cos' or 'linear', instead got {anneal_strategy} "
+            f"({owner})"
+        )
+
+
+def per_group(value: Any, optimizer: Optimizer, name: str, owner: str) -> list[Any]:
+    """One value for each group, given one per group in a list, or one for all of them.
+
+    Raises:
+        ValueError: the list has another length
+    """
+    groups = optimizer.param_groups
+    if not isinstance(value, (list, tuple)):
+        return [copied(value) for _ in groups]
+    if len(value) != len(groups):
+        raise ValueError(
+            f"{name} must have the same length as optimizer.param_groups. {name} has "
+            f"{len(value)} values, param_groups has {len(groups)}. ({owner}: give one number for "
+            "all groups, or a list of one per group)"
+        )
+    return [copied(item) for item in value]
+
+
+def _initial_rate(group: dict[str, Any]) -> Number:
+    rate: Number = copied(group.setdefault("initial_lr", copied(group["lr"])))
     return rate
 
 
@@ -245,35 +359,6 @@ def _require_initial_rates(optimizer: Optimizer, owner: str) -> None:
         if "initial_lr" not in group:
             raise KeyError(
                 f"param 'initial_lr' is not specified in param_groups[{index}] when resuming "
-                f"scheduler with last_epoch >= 0. ({owner}: load the optimizer's state_dict, which "
-                "holds it, before making the scheduler, or leave last_epoch=-1)"
+                f"scheduler with last_epoch >= 0.\n({owner}: load the optimizer's state_dict, "
+                "which holds it, before making the scheduler, or leave last_epoch=-1)"
             )
-
-
-def _write_rate(group: dict[str, Any], rate: float | Tensor) -> None:
-    """Set a group's rate; a Tensor is filled in place, since others may hold on to it."""
-    held = group["lr"]
-    if isinstance(held, Tensor):
-        with torch.no_grad():
-            held.fill_(rate.squeeze() if isinstance(rate, Tensor) else rate)
-    else:
-        group["lr"] = rate
-
-
-def _copy(rate: Any) -> Any:
-    return rate.detach().clone() if isinstance(rate, Tensor) else rate
-
-
-def _mark_stepped(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    # the name under which torch's own schedules look for it
-    optimizer._opt_called = True  # type: ignore[attr-defined]
-
-
-def _refused_by_scaler(optimizer: Optimizer) -> bool:
-    """Whether a gradient is not finite: then a GradScaler held the step back, rightly."""
-    grads = (p.grad for group in optimizer.param_groups for p in group["params"])
-    return not all(_finite(grad) for grad in grads if grad is not None)
-
-
-def _finite(grad: Tensor) -> bool:
-    return bool(torch.isfinite(grad.coalesce().values() if grad.is_sparse else grad).all())

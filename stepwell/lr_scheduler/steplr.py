@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch.optim import Optimizer
 
-from ..language.fields import Field, Range
-from .scheduler import CurveLR
+from .curvelr import CurveLR
+from .curves import Curve, step
 
 
 class StepLR(CurveLR):
@@ -33,10 +33,7 @@ class StepLR(CurveLR):
     [0.125]
     """
 
-    fields = (
-        Field("step_size", None, "integer", Range(1)),
-        Field("gamma", None, "number", Range(0)),
-    )
+    fields = step.checks
 
     def __init__(
         self, optimizer: Optimizer, step_size: int, gamma: float = 0.1, last_epoch: int = -1
@@ -45,6 +42,7 @@ class StepLR(CurveLR):
         self.gamma = gamma
         super().__init__(optimizer, last_epoch)
 
-    def factor(self, step: int) -> float:
-        """What the initial rate is multiplied by at this step."""
-        return self.gamma ** (step // self.step_size)
+    @property
+    def curve(self) -> Curve:
+        """The curve of its present arguments."""
+        return step(self.step_size, self.gamma)

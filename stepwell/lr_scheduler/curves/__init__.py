@@ -7,6 +7,7 @@ from .composition import Then as Then
 from .constant import constant as constant
 from .cosine import cosine as cosine
 from .cosine_restarts import cosine_restarts as cosine_restarts
+from .cosine_wave import cosine_wave as cosine_wave
 from .cyclic import cyclic as cyclic
 from .exponential import exponential as exponential
 from .inverse_sqrt import inverse_sqrt as inverse_sqrt

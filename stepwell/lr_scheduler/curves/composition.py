@@ -9,15 +9,17 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from numbers import Real
 from typing import Any, ClassVar
 
 from ...language.fields import Field, Range
 
-STEPS = Field("steps", None, "integer", Range(1))
-LASTING = Field("steps", None, "integer", Range(1), optional=True)
+STEPS = Field("steps", None, "number", Range(0, open="("))
+LASTING = Field("steps", None, "number", Range(0, open="("), optional=True)
+TOTAL_ITERS = replace(STEPS, name="total_iters")
 END = Field("end", 0.0, "number", Range(0))
+ETA_MIN = replace(END, name="eta_min")
 GAMMA = Field("gamma", None, "number", Range(0))
 
 
@@ -34,21 +36,21 @@ class Curve:
         steps: how many steps it takes until what follows it begins; None: it has no end
 
     >>> from stepwell.lr_scheduler import cosine, linear
-    >>> schedule = linear(0.0, 1.0, 4) >> cosine(10)
+    >>> schedule = linear(0, 1, 4) >> cosine(10)
     >>> schedule(2), schedule(4), schedule(14), schedule(99)
     (0.5, 1.0, 0.0, 0.0)
     >>> schedule
-    linear(0.0, 1.0, 4) >> cosine(10)
+    linear(0, 1, 4) >> cosine(10)
     """
 
     checks: ClassVar[tuple[Field, ...]] = ()
-    steps: int | None
+    steps: float | None
 
     def __post_init__(self) -> None:
         for check in self.checks:
             value = check.check(getattr(self, check.name), type(self).__name__)
-            if value is not None and check.kind in PLAIN:
-                # so that the repr can be read back, whatever kind of number it was
+            if check.kind in PLAIN and type(value) not in (int, float, type(None)):
+                # so that the repr can be read back
                 object.__setattr__(self, check.name, PLAIN[check.kind](value))
 
     def __call__(self, step: float) -> float:
@@ -113,11 +115,11 @@ class Then(Curve):
     """
 
     parts: tuple[Curve, ...]
-    starts: tuple[int, ...] = field(init=False, compare=False)
-    steps: int | None = field(init=False, compare=False)
+    starts: tuple[float, ...] = field(init=False, compare=False)
+    steps: float | None = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
-        starts = [0]
+        starts: list[float] = [0]
         for part, after in zip(self.parts, self.parts[1:], strict=False):
             if part.steps is None:
                 raise ValueError(
@@ -144,7 +146,7 @@ class Product(Curve):
 
     left: Curve
     right: Curve
-    steps: int | None = field(init=False, compare=False)
+    steps: float | None = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         ends = [self.left.steps, self.right.steps]
@@ -165,7 +167,7 @@ class Scaled(Curve):
 
     curve: Curve
     factor: float
-    steps: int | None = field(init=False, compare=False)
+    steps: float | None = field(init=False, compare=False)
 
     checks = (Field("factor", None, "number", Range(0)),)
 

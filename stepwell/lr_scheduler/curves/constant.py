@@ -23,7 +23,7 @@ class constant(Curve):  # noqa: N801
     """
 
     value: float = 1.0
-    steps: int | None = None
+    steps: float | None = None
 
     checks = (Field("value", 1.0, "number", Range(0)), LASTING)
 

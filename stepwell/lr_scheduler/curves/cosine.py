@@ -24,7 +24,7 @@ class cosine(Curve):  # noqa: N801
     (0.5, 0.1)
     """
 
-    steps: int
+    steps: float
     end: float = 0.0
 
     checks = (STEPS, END)

@@ -32,7 +32,7 @@ class cosine_restarts(Curve):  # noqa: N801
     first: int
     growth: int = 1
     end: float = 0.0
-    steps: int | None = None
+    steps: float | None = None
 
     checks = (
         Field("first", None, "integer", Range(1)),

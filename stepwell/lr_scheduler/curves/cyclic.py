@@ -42,7 +42,7 @@ class cyclic(Curve):  # noqa: N801
     low: float = 0.0
     mode: Literal["triangular", "triangular2", "exp_range"] = "triangular"
     gamma: float = 1.0
-    steps: int | None = None
+    steps: float | None = None
 
     checks = (
         UP,
@@ -65,10 +65,17 @@ class cyclic(Curve):  # noqa: N801
 
     def peak(self, step: float) -> float:
         """How high the cycle of this step reaches."""
-        if self.mode == "triangular2":
-            return power(0.5, self.cycle(step))
-        return power(self.gamma, step) if self.mode == "exp_range" else 1.0
+        counted = step if self.mode == "exp_range" else self.cycle(step)
+        return scale(self.mode, self.gamma, counted)
 
     def cycle(self, step: float) -> int:
-        """The cycle of this step; the first is number 0."""
-        return math.floor(step / (self.up + (self.up if self.down is None else self.down)))
+        """The number of the cycle of this step; the first is 1."""
+        down = self.up if self.down is None else self.down
+        return 1 + math.floor(step / (self.up + down))
+
+
+def scale(mode: str, gamma: float, counted: float) -> float:
+    """How high a peak is: of this cycle, or, for "exp_range", at this step."""
+    if mode == "triangular2":
+        return power(0.5, counted - 1)
+    return power(gamma, counted) if mode == "exp_range" else 1.0

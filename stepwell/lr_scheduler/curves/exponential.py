@@ -22,7 +22,7 @@ class exponential(Curve):  # noqa: N801
     """
 
     gamma: float
-    steps: int | None = None
+    steps: float | None = None
 
     checks = (GAMMA, LASTING)
 

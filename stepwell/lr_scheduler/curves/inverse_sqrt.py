@@ -27,7 +27,7 @@ class inverse_sqrt(Curve):  # noqa: N801
     """
 
     timescale: float
-    steps: int | None = None
+    steps: float | None = None
 
     checks = (Field("timescale", None, "number", Range(0, open="(")), LASTING)
 

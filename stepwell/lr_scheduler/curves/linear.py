@@ -25,7 +25,7 @@ class linear(Curve):  # noqa: N801
 
     start: float
     end: float
-    steps: int
+    steps: float
 
     checks = (
         Field("start", None, "number", Range(0)),

@@ -30,7 +30,7 @@ class multi_step(Curve):  # noqa: N801
 
     milestones: tuple[int, ...]
     gamma: float = 0.1
-    steps: int | None = None
+    steps: float | None = None
 
     checks = (GAMMA, LASTING)
 

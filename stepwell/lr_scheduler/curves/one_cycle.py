@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -33,11 +34,12 @@ class one_cycle(Curve):  # noqa: N801
         shape: the form of the lines
         three_phase: go down to `start` first, and to `end` then
 
-    >>> [round(one_cycle(11, start=0.5, end=0.0, rise=0.5)(step), 3) for step in (0, 4, 5, 10)]
-    [0.5, 0.989, 0.992, 0.0]
+    >>> curve = one_cycle(10, start=0.5, end=0.0, rise=0.5, shape="linear")
+    >>> [curve(step) for step in (0, 2, 4, 9)]
+    [0.5, 0.75, 1.0, 0.0]
     """
 
-    steps: int
+    steps: float
     start: float = 1 / 25
     end: float = 1 / 250_000
     rise: float = 0.3
@@ -55,18 +57,26 @@ class one_cycle(Curve):  # noqa: N801
 
     def at(self, step: float) -> float:
         """The value at a step that lies in [0, steps]."""
-        index, share = self.phase(step)
+        index, over = phase(self.ends(), step)
         corners = (self.start, 1.0, self.start, self.end)
         ways = list(pairwise(corners)) if self.three_phase else [corners[:2], (1.0, self.end)]
-        return blend(*ways[index], share)
+        return blend(*ways[index], SHAPES[self.shape](over))
 
-    def phase(self, step: float) -> tuple[int, float]:
-        """The number of the phase of this step, and how far it has led to its end: 0 to 1."""
-        ends = [self.rise * self.steps - 1.0, self.steps - 1.0]
-        if self.three_phase:
-            ends.insert(1, 2.0 * self.rise * self.steps - 2.0)
-        index = min(bisect_left(ends, step), len(ends) - 1)
-        start = ends[index - 1] if index else 0.0
-        length = ends[index] - start
-        over = min((step - start) / length, 1.0) if length else 1.0
-        return index, over if self.shape == "linear" else 1.0 - wave(over)
+    def ends(self) -> list[float]:
+        """The step at which each phase ends."""
+        back = [2.0 * self.rise * self.steps - 2.0] if self.three_phase else []
+        return [self.rise * self.steps - 1.0, *back, self.steps - 1.0]
+
+
+SHAPES: dict[str, Callable[[float], float]] = {
+    "cos": lambda over: 1.0 - wave(over),
+    "linear": lambda over: over,
+}
+
+
+def phase(ends: Sequence[float], step: float) -> tuple[int, float]:
+    """The number of the phase of a step, and the share of the phase that is over, at most 1."""
+    index = min(bisect_left(ends, step), len(ends) - 1)
+    start = ends[index - 1] if index else 0.0
+    length = ends[index] - start
+    return index, min((step - start) / length, 1.0) if length else 1.0

@@ -23,7 +23,7 @@ class polynomial(Curve):  # noqa: N801
     (0.25, 0.1)
     """
 
-    steps: int
+    steps: float
     power: float = 1.0
     end: float = 0.0
 

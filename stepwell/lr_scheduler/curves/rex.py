@@ -24,7 +24,7 @@ class rex(Curve):  # noqa: N801
     (1.0, 0.5, 0.0)
     """
 
-    steps: int
+    steps: float
     end: float = 0.0
 
     checks = (STEPS, END)

@@ -25,7 +25,7 @@ class step(Curve):  # noqa: N801
 
     step_size: int
     gamma: float = 0.1
-    steps: int | None = None
+    steps: float | None = None
 
     checks = (Field("step_size", None, "integer", Range(1)), GAMMA, LASTING)
 

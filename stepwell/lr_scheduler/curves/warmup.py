@@ -23,7 +23,7 @@ class warmup(Curve):  # noqa: N801
     [0.2, 0.4, 0.6, 0.8, 1.0, 1.0]
     """
 
-    steps: int
+    steps: float
 
     checks = (STEPS,)
 

@@ -1,0 +1,153 @@
+"""CurveLR: a curve that drives the rates of an optimizer.
+
+A rate that nobody else touches is the closed form at every step: it does not drift, and the step
+count alone gives the same bits. A rate that was changed by hand, or that a second schedule works on
+too, is moved by the ratio of the curve's values at two neighbouring steps, as torch's chained form
+does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..language.fields import Field
+from .curves import Curve
+from .hyperparameters import Number, holds_tensors, read
+from .scheduler import LRScheduler
+from .watch import copied
+
+Floors = Sequence[Number] | None
+
+# how far torch's chained products may have drifted from the closed form, relative to the rate
+DRIFT = 1e-9
+DRIFT_TENSOR = 1e-6
+
+
+class CurveLR(LRScheduler):
+    """A schedule that leads each rate from its initial value towards a floor, along a curve.
+
+        rate(t) = floor + (initial rate - floor) curve(t)
+
+    A subclass stores its arguments under torch's names, checks them by `fields`, and makes its
+    `curve` of them. One whose rates torch computes anew at every step, whatever somebody has made
+    of them, says `chains = False`.
+
+    Args:
+        optimizer: whose rates it sets
+        last_epoch: the last step already taken; -1 starts anew
+    """
+
+    fields: ClassVar[tuple[Field, ...]] = ()
+    chains: ClassVar[bool] = True
+
+    @property
+    def curve(self) -> Curve:
+        """The curve of its present arguments."""
+        raise NotImplementedError
+
+    def _floors(self) -> Sequence[Number] | None:
+        """The rates that the groups reach where the curve is zero; None: zero."""
+        return None
+
+    @property
+    def is_factor(self) -> bool:
+        """Whether all it does is to multiply rates."""
+        return self.chains and self._floors() is None
+
+    def get_lr(self) -> list[Number]:
+        """The rates of the groups at `last_epoch`; for the latest ones call `get_last_lr`."""
+        self._warn_outside_of_step()
+        curve, step = self.curve, self.last_epoch
+        floors = self._floors()
+        if not self.chains:
+            return along(self.base_lrs, floors, curve(step))
+        held = read(self.optimizer.param_groups, "lr")
+        before = curve(step - 1) if step > 0 else 1.0
+        move = resumed if self._is_initial and step > 0 else moved
+        return move(held, self.base_lrs, floors, before, curve(step))
+
+    def _get_closed_form_lr(self) -> list[Number]:
+        return along(self.base_lrs, self._floors(), self.curve(self.last_epoch))
+
+    def _values_at(self, step: int) -> dict[str, list[Number]]:
+        return {"lr": along(self.base_lrs, self._floors(), self.curve(step))}
+
+    def _check_arguments(self, state: Mapping[str, Any]) -> None:
+        for field in self.fields:
+            if field.name in state:
+                field.check(state[field.name], type(self).__name__)
+
+
+def along(bases: Sequence[Number], floors: Floors, value: float) -> list[Number]:
+    """The closed form: from the floors to the initial rates as the value goes from 0 to 1."""
+    if floors is None:
+        return [base * value for base in bases]
+    rest = 1.0 - value
+    return [base * value + floor * rest for base, floor in zip(bases, floors, strict=True)]
+
+
+def moved(
+    held: Sequence[Number],
+    bases: Sequence[Number],
+    floors: Floors,
+    before: float,
+    after: float,
+) -> list[Number]:
+    """The rates after a step along which the curve goes from `before` to `after`."""
+    expected = along(bases, floors, before)
+    closed = along(bases, floors, after)
+    # a look at the numbers of Tensors would wait for an accelerator
+    if not holds_tensors(held) and held == expected:
+        return closed
+    chained = [
+        _chained(rate, base, floor, before, after)
+        for rate, base, floor in zip(held, bases, floors or [0.0] * len(bases), strict=True)
+    ]
+    untouched = map(_is_near, held, expected, bases)
+    return list(map(_choose, untouched, closed, chained))
+
+
+def resumed(
+    held: Sequence[Number],
+    bases: Sequence[Number],
+    floors: Floors,
+    before: float,
+    after: float,
+) -> list[Number]:
+    """The rates where a schedule begins at a later step.
+
+    They are the closed form there, whether the groups hold it already, or the one of the step
+    before, or still their initial rates. Anything else was loaded on purpose, and is kept.
+    """
+    closed = along(bases, floors, after)
+    rates: list[Number] = [copied(rate) for rate in held]
+    for known in (along(bases, floors, before), closed, bases):
+        untouched = map(_is_near, held, known, bases)
+        rates = list(map(_choose, untouched, closed, rates))
+    return rates
+
+
+def _chained(rate: Number, base: Number, floor: Number, before: float, after: float) -> Number:
+    if before:
+        return floor + (rate - floor) * (after / before)
+    # zero has no ratio
+    return rate + (base - floor) * (after - before)
+
+
+def _is_near(rate: Number, expected: Number, base: Number) -> Any:
+    """Whether the rate is what was expected: as a flag on the device for a Tensor."""
+    if isinstance(rate, Tensor):
+        expected = torch.as_tensor(expected).to(rate)
+        return torch.isclose(rate, expected, rtol=DRIFT_TENSOR, atol=0.0)
+    return math.isclose(rate, expected, rel_tol=DRIFT, abs_tol=1e-12 * abs(float(base)))
+
+
+def _choose(condition: Any, value: Number, otherwise: Number) -> Number:
+    if isinstance(condition, Tensor):
+        return torch.where(condition, value, otherwise).detach()
+    return value if condition else otherwise

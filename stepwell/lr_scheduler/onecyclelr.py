@@ -1,0 +1,173 @@
+"""OneCycleLR: the rate rises once and falls to almost nothing, the momentum goes the other way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from torch.optim import Optimizer
+
+from ..language.fields import Field, Range
+from .curves.one_cycle import SHAPES, one_cycle, phase
+from .hyperparameters import Number, write
+from .momentum import MomentumCycle, join
+from .scheduler import per_group, require_optimizer, require_positive_integer, require_shape
+
+RATE = Field("max_lr", None, "number", Range(0))
+FIELDS = (
+    Field("base_momentum", 0.85, "number", Range(0, 1)),
+    Field("max_momentum", 0.95, "number", Range(0, 1)),
+    Field("div_factor", 25.0, "number", Range(0, open="(")),
+    Field("final_div_factor", 1e4, "number", Range(0, open="(")),
+)
+# each phase: the keys of a group between which its rate and its momentum go
+WAYS = (
+    ("initial_lr", "max_lr", "max_momentum", "base_momentum"),
+    ("max_lr", "initial_lr", "base_momentum", "max_momentum"),
+    ("initial_lr", "min_lr", "max_momentum", "max_momentum"),
+)
+LAST_OF_TWO = ("max_lr", "min_lr", "base_momentum", "max_momentum")
+KEYS = ("max_lr", "min_lr", "max_momentum", "base_momentum")
+
+
+class OneCycleLR(MomentumCycle):
+    """Leads the rate up to `max_lr` and down to almost nothing, the momentum down and up.
+
+    The rate starts at max_lr / div_factor, and ends at that / final_div_factor. The phases are
+    those of the curve `one_cycle`; the rates and momenta between which they lead are in the groups,
+    as "initial_lr", "max_lr", "min_lr", "max_momentum" and "base_momentum".
+
+    Paper: Smith and Topin, Super-Convergence: Very Fast Training of Neural Networks Using Large
+    Learning Rates, arXiv:1708.07120.
+
+    Args:
+        optimizer: whose rates it sets
+        max_lr: the highest rate, or a list of one per group
+        total_steps: how many steps the cycle takes
+        epochs: with `steps_per_epoch`, another way to say how many
+        steps_per_epoch: with `epochs`
+        pct_start: the share of the steps that the way up takes
+        anneal_strategy: the form of the lines, "cos" or "linear"
+        cycle_momentum: set the momentum too, or the first of the betas
+        base_momentum: the lowest momentum, or a list of one per group
+        max_momentum: the highest momentum, or a list of one per group
+        div_factor: max_lr / first rate
+        final_div_factor: first rate / last rate
+        three_phase: go down to the first rate first, and to the last then
+        last_epoch: the last step already taken; -1 starts anew
+
+    Raises:
+        ValueError: by `step`, after `total_steps`; nothing is changed
+
+    >>> weight = torch.nn.Parameter(torch.ones(1))
+    >>> optimizer = torch.optim.SGD([weight], lr=1.0, momentum=0.9)
+    >>> scheduler = OneCycleLR(optimizer, max_lr=1.0, total_steps=10, pct_start=0.5)
+    >>> [round(rate, 3) for rate, in scheduler.preview(10)]
+    [0.04, 0.181, 0.52, 0.859, 1.0, 0.905, 0.655, 0.345, 0.095, 0.0]
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        max_lr: float | list[float],
+        total_steps: int | None = None,
+        epochs: int | None = None,
+        steps_per_epoch: int | None = None,
+        pct_start: float = 0.3,
+        anneal_strategy: Literal["cos", "linear"] = "cos",
+        cycle_momentum: bool = True,
+        base_momentum: float | list[float] = 0.85,
+        max_momentum: float | list[float] = 0.95,
+        div_factor: float = 25.0,
+        final_div_factor: float = 1e4,
+        three_phase: bool = False,
+        last_epoch: int = -1,
+    ) -> None:
+        owner = type(self).__name__
+        require_optimizer(optimizer, owner)
+        self.optimizer = optimizer
+        self.total_steps = _total_steps(total_steps, epochs, steps_per_epoch, owner)
+        _check_form(pct_start, anneal_strategy, owner)
+        self._schedule_phases = _phases(self.total_steps, pct_start, three_phase)
+        self._anneal_func_type = anneal_strategy
+        self.cycle_momentum = cycle_momentum
+        highest = per_group(max_lr, optimizer, "max_lr", owner)
+        for field, value in zip(FIELDS[2:], (div_factor, final_div_factor), strict=True):
+            field.check(value, owner)
+        firsts = [RATE.check(rate, owner) / div_factor for rate in highest]
+        lasts = [first / final_div_factor for first in firsts]
+        self._given = {"initial_lr": firsts, "max_lr": highest, "min_lr": lasts}
+        if cycle_momentum:
+            self._find_momentum()
+            for field, momentum in zip(FIELDS, (base_momentum, max_momentum), strict=False):
+                values = per_group(momentum, optimizer, field.name, owner)
+                self._given[field.name] = [field.check(number, owner) for number in values]
+        super().__init__(optimizer, last_epoch)
+        del self._given
+
+    def _prepare_groups(self) -> None:
+        groups = self.optimizer.param_groups
+        if self.cycle_momentum:
+            write(groups, {self._names()[1]: self._given["max_momentum"]})
+        for key, values in self._given.items():
+            for group, value in zip(groups, values, strict=True):
+                group[key] = value
+
+    def _values_at(self, step: int) -> dict[str, list[Number]]:
+        if step > self.total_steps:
+            raise ValueError(
+                f"Tried to step {step} times. The specified number of total steps is "
+                f"{self.total_steps} ({type(self).__name__}: make total_steps larger, or stop)"
+            )
+        index, over = phase([known["end_step"] for known in self._schedule_phases], step)
+        share = SHAPES[self._anneal_func_type](over)
+        way = self._schedule_phases[index]
+        return {
+            name: self._between(way[f"start_{quantity}"], way[f"end_{quantity}"], share)
+            for name, quantity in zip(self._names(), ("lr", "momentum"), strict=False)
+        }
+
+    def _between(self, start: str, end: str, share: float) -> list[Number]:
+        rest = 1.0 - share
+        return [g[start] * rest + g[end] * share for g in self.optimizer.param_groups]
+
+    def _join(self, group: dict[str, Any]) -> None:
+        super()._join(group)
+        join(group, self.optimizer.param_groups[0], KEYS)
+
+    def _check_arguments(self, state: Mapping[str, Any]) -> None:
+        if "total_steps" in state:
+            require_positive_integer("total_steps", state["total_steps"], type(self).__name__)
+
+
+def _total_steps(total: Any, epochs: Any, per_epoch: Any, owner: str) -> int:
+    if total is not None:
+        require_positive_integer("total_steps", total, owner)
+        return int(total)
+    if epochs is None or per_epoch is None:
+        raise ValueError(
+            f"You must define either total_steps OR (epochs AND steps_per_epoch) ({owner})"
+        )
+    require_positive_integer("epochs", epochs, owner)
+    require_positive_integer("steps_per_epoch", per_epoch, owner)
+    return int(epochs * per_epoch)
+
+
+def _check_form(pct_start: Any, anneal_strategy: Any, owner: str) -> None:
+    if not isinstance(pct_start, float) or not 0 <= pct_start <= 1:
+        raise ValueError(
+            f"Expected float between 0 and 1 pct_start, but got {pct_start} "
+            f"({owner}: pct_start must be a number in [0, 1])"
+        )
+    require_shape(anneal_strategy, owner)
+
+
+def _phases(total_steps: int, pct_start: float, three_phase: bool) -> list[dict[str, Any]]:
+    """The phases as torch keeps them, and saves them."""
+    curve = one_cycle(total_steps, rise=pct_start, three_phase=three_phase)
+    ways: Sequence[tuple[str, ...]] = WAYS if three_phase else (WAYS[0], LAST_OF_TWO)
+    names = ("start_lr", "end_lr", "start_momentum", "end_momentum")
+    return [
+        {"end_step": end, **dict(zip(names, way, strict=True))}
+        for end, way in zip(curve.ends(), ways, strict=True)
+    ]

@@ -1,0 +1,199 @@
+"""Schedule: curves on any hyperparameter of any group."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch.optim import Optimizer
+
+from ..language.fields import near_miss
+from .curvelr import moved, resumed
+from .curves import Curve
+from .hyperparameters import Number, read, require
+from .scheduler import LRScheduler, require_optimizer
+from .watch import copied
+
+
+@dataclass(frozen=True)
+class absolute:  # noqa: N801
+    """A curve whose values are those of the hyperparameter itself, not factors of the initial one.
+
+    Args:
+        curve: the values
+
+    >>> from stepwell.lr_scheduler import linear
+    >>> absolute(linear(0.85, 0.95, 1000))
+    absolute(curve=linear(0.85, 0.95, 1000))
+    """
+
+    curve: Curve
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.curve, Curve):
+            raise TypeError(f"absolute: curve must be a curve, got {self.curve!r}")
+
+
+Driver = Curve | absolute
+
+
+class Schedule(LRScheduler):
+    """Curves on hyperparameters: the rate, the momentum, one of the betas, the weight decay ...
+
+    A curve multiplies the value that each group had at the start; one in `absolute` is the value.
+    What drives a hyperparameter may be one curve for all groups; a list of one per group, None for
+    a group that is left alone; or a dict of them by the group's number or its "name". A value
+    changed by hand is kept, and moved on by the curve's ratios.
+
+    All of it resumes from `last_epoch` alone.
+
+    Args:
+        optimizer: whose hyperparameters it sets
+        lr: what drives the rate; None leaves it alone
+        last_epoch: the last step already taken; -1 starts anew
+        hyperparameters: what drives others, by name, such as `weight_decay=cosine(1000)` or
+            `**{"betas[0]": absolute(linear(0.85, 0.95, 1000))}`
+
+    Raises:
+        ValueError: a group lacks a hyperparameter, a list has the wrong length, or a dict names a
+            group that is not there; nothing is changed
+        TypeError: it is no number, or what drives it is no curve
+
+    >>> from stepwell.lr_scheduler import cosine, warmup
+    >>> weight = torch.nn.Parameter(torch.ones(1))
+    >>> optimizer = torch.optim.AdamW([weight], lr=1.0, weight_decay=0.5)
+    >>> schedule = Schedule(optimizer, lr=warmup(1) >> cosine(2), weight_decay=cosine(2))
+    >>> schedule.preview(4)
+    [[0.5], [1.0], [0.5], [0.0]]
+    """
+
+    unsaved = LRScheduler.unsaved | {"drivers"}
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        lr: Any = None,
+        *,
+        last_epoch: int = -1,
+        **hyperparameters: Any,
+    ) -> None:
+        owner = type(self).__name__
+        require_optimizer(optimizer, owner)
+        given = {"lr": lr, **hyperparameters}
+        self.drivers = {name: driver for name, driver in given.items() if driver is not None}
+        for name, driver in self.drivers.items():
+            _check_driver(driver, optimizer.param_groups, f"{owner}: {name}")
+            require(optimizer.param_groups, name, owner)
+        super().__init__(optimizer, last_epoch)
+
+    def _names(self) -> tuple[str, ...]:
+        return tuple(self.drivers)
+
+    def _take_base_rates(self) -> None:
+        super()._take_base_rates()
+        self.initial_values = {
+            name: [_initial(group, name) for group in self.optimizer.param_groups]
+            for name in self.drivers
+        }
+
+    def _join(self, group: dict[str, Any]) -> None:
+        super()._join(group)
+        for name, values in self.initial_values.items():
+            self.initial_values[name] = [*values, _initial(group, name)]
+
+    def get_lr(self) -> list[Number]:
+        """The rates of the groups at `last_epoch`; for the latest ones call `get_last_lr`."""
+        self._warn_outside_of_step()
+        held = read(self.optimizer.param_groups, "lr")
+        return self._next_values().get("lr", [copied(rate) for rate in held])
+
+    def _next_values(self) -> dict[str, list[Number]]:
+        step = self.last_epoch
+        move = resumed if self._is_initial and step > 0 else moved
+        values = {}
+        for name, initial in self.initial_values.items():
+            values[name] = held = read(self.optimizer.param_groups, name)
+            for driver, members in self._members(name):
+                bases = [initial[i] for i in members]
+                if isinstance(driver, absolute):
+                    new: list[Number] = [driver.curve(step)] * len(members)
+                else:
+                    before = driver(step - 1) if step > 0 else 1.0
+                    new = move([held[i] for i in members], bases, None, before, driver(step))
+                for index, value in zip(members, new, strict=True):
+                    held[index] = value
+        return values
+
+    def _closed_values(self) -> dict[str, list[Number]]:
+        return self._values_at(self.last_epoch)
+
+    def _values_at(self, step: int) -> dict[str, list[Number]]:
+        values = {}
+        for name, initial in self.initial_values.items():
+            values[name] = closed = list(initial)
+            for driver, members in self._members(name):
+                is_value = isinstance(driver, absolute)
+                value = driver.curve(step) if isinstance(driver, absolute) else driver(step)
+                for index in members:
+                    closed[index] = value if is_value else initial[index] * value
+        return values
+
+    def _members(self, name: str) -> Iterator[tuple[Driver, list[int]]]:
+        """The groups that each curve drives."""
+        found: dict[Driver, list[int]] = {}
+        for index, group in enumerate(self.optimizer.param_groups):
+            driver = _driver_of(self.drivers[name], index, group)
+            if driver is not None:
+                found.setdefault(driver, []).append(index)
+        yield from found.items()
+
+
+def _driver_of(drivers: Any, index: int, group: Mapping[str, Any]) -> Driver | None:
+    """What drives a hyperparameter of a group, if anything does."""
+    if isinstance(drivers, Mapping):
+        found: Driver | None = drivers.get(index, drivers.get(group.get("name")))
+        return found
+    if isinstance(drivers, Sequence):
+        return drivers[index] if index < len(drivers) else None
+    driver: Driver = drivers
+    return driver
+
+
+def _check_driver(driver: Any, groups: Sequence[Mapping[str, Any]], place: str) -> None:
+    if isinstance(driver, Mapping):
+        _check_names(driver, groups, place)
+        curves = list(driver.values())
+    elif isinstance(driver, Sequence) and not isinstance(driver, str):
+        if len(driver) != len(groups):
+            raise ValueError(f"{place}: got {len(driver)} curves for {len(groups)} groups")
+        curves = list(driver)
+    else:
+        curves = [driver]
+    for curve in curves:
+        if not isinstance(curve, (Curve, absolute, type(None))):
+            raise TypeError(
+                f"{place}: a curve such as warmup(500) >> cosine(9500) must drive it, or a list or "
+                f"a dict of them, got {curve!r}"
+            )
+
+
+def _check_names(
+    drivers: Mapping[Any, Any], groups: Sequence[Mapping[str, Any]], place: str
+) -> None:
+    names = [group["name"] for group in groups if isinstance(group.get("name"), str)]
+    for key in drivers:
+        if key in names or (isinstance(key, int) and 0 <= key < len(groups)):
+            continue
+        close = near_miss(key, names) if isinstance(key, str) else None
+        known = (
+            f"did you mean {close!r}?" if close else f"there are {[*range(len(groups)), *names]}"
+        )
+        raise ValueError(f"{place}: there is no group {key!r}; {known}")
+
+
+def _initial(group: dict[str, Any], name: str) -> Number:
+    """What the group had at the start; it is kept in the group, and so saved with the optimizer."""
+    [held] = read([group], name)
+    value: Number = copied(group.setdefault(f"initial_{name}", copied(held)))
+    return value

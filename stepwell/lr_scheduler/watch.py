@@ -1,0 +1,125 @@
+"""What schedules know of their optimizer's life: has it stepped, and what was loaded into it?
+
+One optimizer may have many schedules. All of them share what is remembered here, and it is given up
+with the optimizer.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+STEP_ORDER = (
+    "Detected call of `lr_scheduler.step()` before `optimizer.step()`. In PyTorch 1.1.0 and later, "
+    "you should call them in the opposite order: `optimizer.step()` before `lr_scheduler.step()`.  "
+    "Failure to do this will result in PyTorch skipping the first value of the learning rate "
+    "schedule. See more details at "
+    "https://pytorch.org/docs/stable/optim.html#how-to-adjust-learning-rate"
+)
+
+
+@dataclass
+class Watch:
+    """What is remembered of one optimizer.
+
+    Attributes:
+        loaded: its groups as they were loaded, until a schedule has moved on from there
+        loads: how many times something was loaded
+        handle: of the hook that sees its first step; None once it was seen
+    """
+
+    loaded: list[dict[str, Any]] | None
+    loads: int = 0
+    handle: RemovableHandle | None = None
+
+
+WATCHES: WeakKeyDictionary[Optimizer, Watch] = WeakKeyDictionary()
+
+
+def watch(optimizer: Optimizer) -> None:
+    """Begin to watch, before a schedule writes into the groups for the first time."""
+    if optimizer in WATCHES or not hasattr(optimizer, "_optimizer_step_post_hooks"):
+        return
+    moved = [g for g in optimizer.param_groups if "initial_lr" in g and g["lr"] != g["initial_lr"]]
+    made = WATCHES[optimizer] = Watch(_copy_groups(optimizer) if moved else None)
+    # plain functions: a method as hook would keep the schedule alive with the optimizer
+    made.handle = optimizer.register_step_post_hook(_mark_stepped)
+    optimizer.register_load_state_dict_post_hook(_mark_loaded)
+
+
+def loaded_groups(optimizer: Optimizer) -> list[dict[str, Any]] | None:
+    """The groups as they were loaded, if nothing has moved on since."""
+    watch = WATCHES.get(optimizer)
+    return None if watch is None else watch.loaded
+
+
+def loads(optimizer: Optimizer) -> int:
+    """How many times something was loaded into the optimizer."""
+    watch = WATCHES.get(optimizer)
+    return 0 if watch is None else watch.loads
+
+
+def move_on(optimizer: Optimizer) -> None:
+    """Take note that a schedule steps."""
+    watch = WATCHES.get(optimizer)
+    if watch is not None:
+        watch.loaded = None
+        if watch.handle is not None and has_stepped(optimizer):
+            watch.handle.remove()
+            watch.handle = None
+
+
+def has_stepped(optimizer: Optimizer) -> bool:
+    """Whether the optimizer has stepped, as far as anybody can tell."""
+    step = vars(optimizer).get("step")
+    # torch's own schedules replace it by one that marks its call
+    foreign = step is not None and not hasattr(step, "_wrapped_by_lr_sched")
+    # copies have no hooks that could see it
+    return getattr(optimizer, "_opt_called", False) or foreign or optimizer not in WATCHES
+
+
+def check_order(optimizer: Optimizer) -> None:
+    """Warn of a schedule that steps before the optimizer, unless a GradScaler held that back."""
+    if not has_stepped(optimizer) and not _refused_by_scaler(optimizer):
+        warnings.warn(STEP_ORDER, UserWarning, stacklevel=3)
+
+
+def _copy_groups(optimizer: Optimizer) -> list[dict[str, Any]]:
+    return [
+        {key: copied(value) for key, value in group.items() if key != "params"}
+        for group in optimizer.param_groups
+    ]
+
+
+def copied(value: Any) -> Any:
+    """The value, or a copy of a Tensor, of which others may hold on to the original."""
+    return value.detach().clone() if isinstance(value, Tensor) else value
+
+
+def _mark_stepped(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    # the name under which torch's own schedules look for it
+    optimizer._opt_called = True  # type: ignore[attr-defined]
+
+
+def _mark_loaded(optimizer: Optimizer) -> None:
+    watch = WATCHES.get(optimizer)
+    if watch is not None:
+        watch.loaded = _copy_groups(optimizer)
+        watch.loads += 1
+
+
+def _refused_by_scaler(optimizer: Optimizer) -> bool:
+    """Whether a gradient is not finite: then a GradScaler held the step back, rightly."""
+    grads = (p.grad for group in optimizer.param_groups for p in group["params"])
+    return not all(_finite(grad) for grad in grads if grad is not None)
+
+
+def _finite(grad: Tensor) -> bool:
+    return bool(torch.isfinite(grad.coalesce().values() if grad.is_sparse else grad).all())
