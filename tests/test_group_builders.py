@@ -7,6 +7,7 @@ import pickle
 import re
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -243,6 +244,17 @@ def test_what_cannot_be_grouped_is_refused_in_words(build, given, kind, words):
     error = refused(lambda: build(given()))
     assert type(error) is kind
     assert words in str(error)
+
+
+def test_parameters_without_their_shapes_are_refused():
+    model = mlp()
+    # the mark that FullyShardedDataParallel leaves
+    model[0].weight._fsdp_flattened = True
+    for build in (no_decay, muon_split):
+        error = refused(lambda build=build: build(model))
+        assert "0.weight was flattened by FullyShardedDataParallel" in str(error)
+        assert "fully_shard, which keeps shapes" in str(error)
+    assert len(by_pattern(model, {"0.*": {"lr": 0.1}})) == 2
 
 
 # no_decay
@@ -804,3 +816,16 @@ def test_a_table_fits_a_narrow_terminal(monkeypatch):
 @pytest.mark.parametrize("given", [(), (nn.ReLU(),), (3,)])
 def test_a_table_of_nothing_is_refused(given):
     assert "table" in str(refused(lambda: table(*given)))
+
+
+# The page
+
+
+def test_the_page_of_the_documentation_runs_and_prints_what_it_says(capsys):
+    page = (Path(__file__).parents[1] / "docs" / "groups.md").read_text()
+    names: dict[str, Any] = {}
+    for code, printed in re.findall(
+        r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```)?", page, re.MULTILINE | re.DOTALL
+    ):
+        exec(compile(code, "docs/groups.md", "exec", dont_inherit=True), names)
+        assert capsys.readouterr().out == printed

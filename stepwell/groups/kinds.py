@@ -17,6 +17,8 @@ INPUT = {*EMBEDDING, "token", "tokens"}
 # of modules, where only their names are known
 TABLE = {*EMBEDDING, "wte", "wpe"}
 EXPERT = {"expert", "experts", "moe"}
+# how the first FSDP marks what it has flattened
+FLATTENED = "_fsdp_flattened"
 
 
 def words(text: str) -> list[str]:
@@ -26,7 +28,16 @@ def words(text: str) -> list[str]:
 
 
 def is_plain_weight(named: Named) -> bool:
-    """Whether it is a matrix (or several), and no bias, norm or embedding."""
+    """Whether it is a matrix (or several), and no bias, norm or embedding.
+
+    Raises:
+        ValueError: its shape is not known
+    """
+    if hasattr(named.param, FLATTENED):
+        raise ValueError(
+            f"{named.name} was flattened by FullyShardedDataParallel, so its shape is unknown: "
+            "shard with torch.distributed.fsdp.fully_shard, which keeps shapes, or group by names"
+        )
     return named.param.ndim >= 2 and not (
         is_embedding(named) or any(_is_norm(use) or _is_bias(use) for use in named.uses)
     )

@@ -39,7 +39,9 @@ def new_figure(width: float = 7.0, height: float = 4.2) -> Figure:
     with needs_extra("plot"):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
-    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
+    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.06)
+    figure = Figure(figsize=(width, height), dpi=110, layout=layout)
     FigureCanvasAgg(figure)
     return figure
 
