@@ -261,14 +261,19 @@ class Optimizer(Hooks, Flags, TorchOptimizer):
         planning of memory. State that is there stays; what a rule leaves unset until its first
         step, as `SGD` its momentum, stays unset.
         """
-        if self.formula is None:
+        formula = self._state_formula()
+        if formula is None:
             return
         for index, group in enumerate(self.param_groups):
             for param in group["params"]:
                 check_dense(type(self).__name__, param, f"group {index}")
-                program = program_for(self.formula, group, ndim=param.dim())
+                program = program_for(formula, group, ndim=param.dim())
                 with torch.inference_mode(False):
                     self.state[param].update(create_state(program, group, param, self.state[param]))
+
+    def _state_formula(self) -> Formula | None:
+        """What declares the state, for making and loading it; None if nothing does."""
+        return self.formula
 
     def state_bytes(self) -> int:
         """The memory that the state takes, in bytes, on all devices together."""
@@ -354,7 +359,7 @@ class Optimizer(Hooks, Flags, TorchOptimizer):
         return self.declaration.complete({**merged, **settled}, self.defaults, index)
 
     def _layout(self, group: Mapping[str, Any]) -> Layout | None:
-        formula = self.formula
+        formula = self._state_formula()
         if formula is None:
             return None
         fields = self.declaration.fields.values()

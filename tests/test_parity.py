@@ -395,6 +395,25 @@ def _assert_same_kind(task: Task, name: str, ours: Any, theirs: Any) -> None:
         assert (ours.dtype, ours.shape, ours.device) == (theirs.dtype, theirs.shape, theirs.device)
 
 
+@pytest.mark.parametrize("task", **named(TASKS))
+def test_state_can_be_made_and_measured_ahead(task: Task) -> None:
+    """As a first step makes it, but for what begins as unset, or belongs to no parameter."""
+    ahead, stepped = task.make(stepwell, task.parameters()), trained(task, stepwell, 1)
+    ahead.init_state()
+    if task.name in ("SGD", "LBFGS"):
+        assert not any(ahead.state.values())
+        assert ahead.state_bytes() == 0
+        return
+    for one, other in zip(ahead.state.values(), stepped.state.values(), strict=True):
+        kinds = [{k: (v.dtype, v.shape, v.device) for k, v in s.items()} for s in (one, other)]
+        assert kinds[0] == kinds[1]
+    assert ahead.state_bytes() == stepped.state_bytes()
+    bytes_of = [v.numel() * v.element_size() for s in stepped.state.values() for v in s.values()]
+    assert ahead.state_bytes() == sum(bytes_of)
+    take_step(task, ahead, 0)
+    _assert_agree(task, ahead, trained(task, torch.optim, 1), "state made ahead")
+
+
 @pytest.mark.parametrize("name", RULES)
 def test_copies_train_on(name: str) -> None:
     """As torch's: a deep copy holds its own parameters."""

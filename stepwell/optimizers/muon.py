@@ -127,6 +127,9 @@ class Muon(Optimizer):
                 )
         return None
 
+    def _state_formula(self) -> Formula:
+        return _inspected(self.declaration)
+
     def _update(self) -> None:
         # what is made in inference mode could not be written to outside of it
         with torch.inference_mode(False), torch.no_grad():
@@ -156,7 +159,7 @@ class Muon(Optimizer):
             problem = self.check(group)
             if problem is not None:
                 raise ValueError(f"{problem} ({owner}, group {index})")
-        formula = _inspected(self.declaration)
+        formula = self._state_formula()
         rows = Inspection(
             formula, groups, self.state, grad_scale=None, densify=False, known={}
         ).rows()
