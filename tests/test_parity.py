@@ -396,6 +396,22 @@ def _assert_same_kind(task: Task, name: str, ours: Any, theirs: Any) -> None:
 
 
 @pytest.mark.parametrize("task", **named(TASKS))
+def test_state_of_the_wrong_shape_is_not_loaded(task: Task) -> None:
+    saved, optimizer = trained(task, torch.optim, 2).state_dict(), trained(task, stepwell, 1)
+    before = copy.deepcopy(optimizer.state_dict())
+    for name, value in saved["state"].get(0, {}).items():
+        if isinstance(value, Tensor) and value.dim():
+            state = {**saved["state"], 0: {**saved["state"][0], name: torch.ones(13, 1)}}
+            with pytest.raises(ValueError, match=task.name):
+                optimizer.load_state_dict({**saved, "state": state})
+            one, other = (
+                _tensors(held["state"], "", task.dtype) for held in (optimizer.state_dict(), before)
+            )
+            assert one.keys() == other.keys()
+            assert all(torch.equal(one[where], other[where]) for where in other)
+
+
+@pytest.mark.parametrize("task", **named(TASKS))
 def test_state_can_be_made_and_measured_ahead(task: Task) -> None:
     """As a first step makes it, but for what begins as unset, or belongs to no parameter."""
     ahead, stepped = task.make(stepwell, task.parameters()), trained(task, stepwell, 1)
