@@ -25,6 +25,8 @@ from .compare import backends
 from .differences import ARGUMENTS, ROWS, STATE, TYPES
 from .shell_cases import fill_grads, named_weights, ours, refused, theirs, train, weights
 
+ZERO = torch.tensor(0.0)
+
 SHOWN: dict[str, Callable[[], None]] = {}
 
 ELSEWHERE = {
@@ -42,6 +44,14 @@ ELSEWHERE = {
     "`Muon`, parameters of more than two dimensions": (
         "test_muon",
         "test_convolutions_are_matrices_of_out_channels_and_the_rest",
+    ),
+    "`LBFGS`: loss or gradient that are not finite along a step": (
+        "test_lbfgs",
+        "test_a_search_turns_back_where_the_loss_is_no_number",
+    ),
+    "`LBFGS`: a closure that raises within a search": (
+        "test_lbfgs",
+        "test_a_closure_that_raises_leaves_the_best_point",
     ),
 }
 
@@ -522,6 +532,121 @@ def _() -> None:
     torch.optim.Muon([param(3, 3)]).add_param_group(dict(added))
     error = refused(lambda: stepwell.Muon([param(3, 3)]).add_param_group(added))
     assert str(error).startswith(words)
+
+
+def quadratic(*params: Any, at: float = 3.0) -> Callable[[], Tensor]:
+    """A closure; its loss is least where every parameter is `at`."""
+
+    def closure() -> Tensor:
+        for p in params:
+            p.grad = None
+        loss = torch.stack([(p - at).square().sum() for p in params]).sum()
+        loss.backward()
+        return loss
+
+    return closure
+
+
+@shows("`LBFGS`: loss or gradient that are not finite where a step starts")
+def _() -> None:
+    for library in (torch.optim, stepwell):
+        p = param(2)
+        optimizer = library.LBFGS([p])
+        closure = quadratic(p, at=math.nan)
+        if library is stepwell:
+            assert type(refused(lambda o=optimizer, c=closure: o.step(c))) is RuntimeError
+            assert p.tolist() == [1, 1]
+        else:
+            optimizer.step(closure)
+            assert bool(p.isnan().all())
+
+
+@shows("`LBFGS`: a search for which `max_eval` leaves no evaluation, as with `max_iter=1`")
+def _() -> None:
+    def moved(library: Any) -> bool:
+        p = param(2)
+        optimizer = library.LBFGS([p], max_iter=1, lr=10, line_search_fn="strong_wolfe")
+        for _ in range(3):
+            optimizer.step(quadratic(p))
+        return bool((p != 1).all())
+
+    assert both(moved) == (False, True)
+
+
+@shows("`LBFGS`: `pickle` and `deepcopy`")
+def _() -> None:
+    def error_of_a_copy(library: Any) -> Exception | None:
+        twin = copy.deepcopy(library.LBFGS([param(2)]))
+        try:
+            twin.step(quadratic(*twin.param_groups[0]["params"]))
+        except AttributeError as error:
+            return error
+        return None
+
+    one, other = both(error_of_a_copy)
+    assert "_params" in str(one)
+    assert other is None
+
+
+@shows("`LBFGS`: tensors of `state_dict()`")
+def _() -> None:
+    def is_live(library: Any) -> bool:
+        p = param(2)
+        optimizer = library.LBFGS([p], max_iter=2)
+        optimizer.step(quadratic(p))
+        return bool(optimizer.state_dict()["state"][0]["d"] is optimizer.state[p]["d"])
+
+    assert both(is_live) == (True, False)
+
+
+@shows("`LBFGS`: sums over half precision")
+def _() -> None:
+    # 1 / (the sum of the gradient's sizes) is the first step; float16 holds no sum of 70,000
+    def step(library: Any) -> Tensor:
+        p = param(70_000, value=0.0, dtype=torch.float16)
+        library.LBFGS([p], max_iter=1).step(lambda: setattr(p, "grad", torch.ones_like(p)) or ZERO)
+        return p.detach()
+
+    one, other = both(step)
+    assert bool((one == 0).all())
+    assert bool((other != 0).all())
+
+
+@shows('`LBFGS(line_search_fn="weak_wolfe")`')
+def _() -> None:
+    p = param(2)
+    optimizer = torch.optim.LBFGS([p], line_search_fn="weak_wolfe")
+    late = refused(lambda: optimizer.step(quadratic(p)))
+    error = refused(lambda: stepwell.LBFGS([p], line_search_fn="weak_wolfe"))
+    assert type(late) is RuntimeError
+    assert type(error) is ValueError
+    assert str(error).startswith(str(late))
+
+
+@shows("`LBFGS`: a parameter that is listed twice")
+def _() -> None:
+    def moved(library: Any) -> float:
+        p = param(1)
+        library.LBFGS([p, p], lr=0.1, max_iter=1).step(quadratic(p))
+        return p.item() - 1
+
+    with pytest.warns(UserWarning, match="duplicate parameters"):
+        one, other = both(moved)
+    # the gradient is -4: the first step is lr / 4 (torch: 8, and twice) times that
+    assert other == pytest.approx(0.1)
+    assert one == pytest.approx(2 * 0.1 / 2)
+
+
+@shows("`LBFGS`: a saved state of named parameters in another order")
+def _() -> None:
+    def saved(library: Any) -> Any:
+        optimizer = library.LBFGS(named_weights("a b"))
+        optimizer.step(quadratic(*optimizer.param_groups[0]["params"]))
+        return optimizer.state_dict()
+
+    torch.optim.LBFGS(named_weights("b a")).load_state_dict(saved(torch.optim))
+    error = refused(lambda: stepwell.LBFGS(named_weights("b a")).load_state_dict(saved(stepwell)))
+    assert "in this order" in str(error)
 
 
 @shows("`issubclass(AdamW, Adam)`")

@@ -119,7 +119,6 @@ ALLOWED: dict[str, Callable[[str, dict[str, Any], str], bool]] = {
     "hyperparameters that torch takes unchecked": lambda name, options, what: (
         not options.keys().isdisjoint({"maximize", "ns_coefficients", "ns_steps", "max_iter"})
         or (name == "Muon" and "eps" in options)
-        or options.get("line_search_fn") == "x"
         or options.get("betas") == (0.9, 0.9, 0.9)
     ),
     "betas of which only one is a Tensor": lambda name, options, what: (
@@ -141,6 +140,9 @@ ALLOWED: dict[str, Callable[[str, dict[str, Any], str], bool]] = {
     ),
     "`SGD` or `Adagrad` with weight decay and sparse gradients": lambda name, options, what: (
         name in ("SGD", "Adagrad") and what == "a sparse gradient" and "weight_decay" in options
+    ),
+    '`LBFGS(line_search_fn="weak_wolfe")`': lambda name, options, what: (
+        options.get("line_search_fn") == "x"
     ),
     "a sparse parameter": lambda name, options, what: what == "a sparse parameter",
     "`Muon`, parameters of more than two dimensions": lambda name, options, what: (

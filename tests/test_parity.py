@@ -137,6 +137,9 @@ def test_what_is_missing_is_what_the_readme_says() -> None:
     said = set(re.findall(r"`(\w+)`", entry[1])) if entry else set()
     missing = {name for name in torch.optim.__all__ if not _has(name)}
     assert said & set(torch.optim.__all__) == missing
+    curves = torch.optim.lr_scheduler
+    lacks = [name for name in curves.__all__ if not hasattr(stepwell.lr_scheduler, name)]
+    assert ("scheduler" in (entry[1] if entry else "")) is bool(lacks)
 
 
 @pytest.mark.parametrize("name", CLASSES)
