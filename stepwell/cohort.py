@@ -269,7 +269,7 @@ def facts_of(
         param_dtype=param.dtype,
         grad_dtype=grad.dtype,
         state_dtypes=tuple(state[n].dtype for n in program.slots if state.get(n) is not None),
-        layout=_layout(param, grad, [state.get(name) for name in program.element_slots]),
+        layout=_layout(program, param, grad, state),
         request=_request(group),
         differentiable=bool(group.get("differentiable")),
         on_device=keeps_numbers_on_device(program, group),
@@ -285,8 +285,9 @@ def keeps_numbers_on_device(program: Program, group: Mapping[str, Any]) -> bool:
     return any(map(is_elsewhere, spread))
 
 
-def _layout(param: Tensor, grad: Tensor, entries: Sequence[Tensor | None]) -> str:
-    kept = [param, *(entry for entry in entries if entry is not None)]
+def _layout(program: Program, param: Tensor, grad: Tensor, state: Mapping[str, Any]) -> str:
+    entries = {name: state.get(name) for name in program.element_slots}
+    kept = [param, *(entry for entry in entries.values() if entry is not None)]
     if grad.layout is not torch.strided:
         return "sparse"
     if _are_alike_shards(param, grad, kept):
@@ -295,6 +296,14 @@ def _layout(param: Tensor, grad: Tensor, entries: Sequence[Tensor | None]) -> st
         return "subclass"
     if any(tensor.is_conj() or tensor.is_neg() for tensor in kept):
         return "lazy"
+    if program.is_sliced:
+        # rows and columns are where the shape says, not where memory has them
+        sliced = [
+            entry
+            for n, entry in entries.items()
+            if entry is not None and not program.slots[n].is_whole
+        ]
+        return "dense" if all(x.is_contiguous() for x in (param, *sliced)) else "strided"
     return "strided" if has_gaps_or_overlaps(param) else "dense"
 
 

@@ -58,6 +58,9 @@ WIDER = {
     (stepwell.Adagrad, torch.float16): 8,
     (stepwell.Adadelta, torch.float32): 16,
     (stepwell.Adadelta, torch.float64): 16,
+    # a root mean square of all elements comes before, whose rounding reaches each of them
+    (stepwell.Adafactor, torch.bfloat16): 8,
+    (stepwell.Adafactor, torch.float16): 8,
 }
 # A norm comes before the elementwise part, so that its rounding reaches every element; and a
 # small difference of gradients is multiplied where a rule looks at their change.
@@ -66,6 +69,9 @@ RULE_LIMITS = {torch.float32: 64, torch.float64: 64, torch.bfloat16: 2, torch.fl
 MATRICES = ((3, 4), (7, 5), (100, 70), (1, 1), (0, 3))
 # what lacks an operation on foreach: those with a reduction
 REDUCING = {"LAMB", "LARS", "Prodigy", "MARS", "CautiousAdamW", "SignedMax", "Factored"}
+REDUCING |= {"Adafactor"}
+# rows and columns have no kernels for GPUs yet: there, and in their interpreter, others take over
+BY_ROWS = "cpu" if is_interpreting() else NATIVE
 
 
 @pytest.fixture
@@ -83,7 +89,8 @@ def two_threads() -> Iterator[None]:
 
 def _trained(case: Case, dtype: torch.dtype, request: str, steps: int = 4) -> Any:
     optimizer = train(lambda p: case.make(p, **REQUESTS[request]), parameters(SIZES, dtype), steps)
-    assert backends(optimizer) == {request}
+    is_out_of_reach = request == "foreach" and case.rule.__name__ in REDUCING
+    assert backends(optimizer) == {"eager" if is_out_of_reach else request}
     return optimizer
 
 
@@ -115,8 +122,7 @@ def test_rules_from_outside_agree(rule: type[Any], dtype: torch.dtype) -> None:
     eager = trained(foreach=False)
     assert backends(eager) == {"eager"}
     fused, foreach = trained(fused=True), trained(foreach=True)
-    # rows and columns are not lowered yet
-    assert backends(fused) == ({"eager"} if rule is Factored else {NATIVE})
+    assert backends(fused) == {BY_ROWS if rule is Factored else NATIVE}
     assert backends(foreach) == ({"eager"} if rule.__name__ in REDUCING else {"foreach"})
     for name, other in (("fused", fused), ("foreach", foreach)):
         assert_training_within(other, eager, RULE_LIMITS[dtype], f"{rule.__name__}, {name}")
@@ -127,7 +133,8 @@ def test_rules_from_outside_agree(rule: type[Any], dtype: torch.dtype) -> None:
 def test_the_fastest_is_the_default() -> None:
     for case in PLAIN:
         assert backends(train(case.make, parameters(SIZES, torch.float32), 2)) == {NATIVE}
-        assert backends(train(case.make, parameters(SIZES, torch.complex64), 2)) == {NATIVE}
+        if case.takes(torch.complex64):
+            assert backends(train(case.make, parameters(SIZES, torch.complex64), 2)) == {NATIVE}
 
 
 @pytest.mark.parametrize(
@@ -171,7 +178,9 @@ def test_same_bits_for_any_threads(case: Case, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.usefixtures("two_threads")
-@pytest.mark.parametrize("rule", [r for r in RULES if r.__name__ in REDUCING - {"Factored"}])
+@pytest.mark.parametrize(
+    "rule", [*(r for r in RULES if r.__name__ in REDUCING), stepwell.Adafactor]
+)
 def test_reductions_do_not_depend_on_threads(rule: type[Any]) -> None:
     # in float64, where no rounding of the result hides the order of a sum
     shapes = ((200, 300), (7, 5), (130, 140))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -15,9 +14,11 @@ from ..cohort import Cohort, Facts, Scaling
 from ..language import Program
 from ..native import llvm, openmp
 from ..native.assembly import CONTEXT
+from ..native.calls import builtin, entry
 from ..native.lowering import SUPPORTED, Lowering
+from ..native.nests import SlicedLowering
 from ..native.reading import Reading, dtypes_of, slots_of, unreadable
-from ..native.schedule import blocks_of
+from ..native.slices import unsliceable
 
 NAME = "cpu"
 
@@ -33,6 +34,8 @@ def refuses(program: Program, facts: Facts) -> str | None:
     missing = program.ops - SUPPORTED
     if missing:
         return f"no operation {', '.join(sorted(missing))}"
+    if reason := unsliceable(program):
+        return reason
     if facts.device.type != "cpu":
         return f"memory on {facts.device}"
     if torch.float16 in dtypes_of(facts) and llvm.features().isdisjoint({"f16c", "neon"}):
@@ -43,12 +46,11 @@ def refuses(program: Program, facts: Facts) -> str | None:
 @cache
 def _compiled(
     program: Program, dtypes: tuple[tuple[str, torch.dtype], ...]
-) -> tuple[Lowering, llvm.Library, Any]:
-    schedule = Lowering(program, dict(dtypes))
-    library = llvm.load(schedule.module(openmp.runtime()))
-    # a CFUNCTYPE gives the interpreter's lock away while it runs
-    signature = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
-    return schedule, library, signature(library.address("run"))
+) -> tuple[Lowering, Callable[..., int]]:
+    schedule = (SlicedLowering if program.is_sliced else Lowering)(program, dict(dtypes))
+    call = entry("run", ["address", "number", "number"], result=False, unlocked=True)
+    library = llvm.load(schedule.module(openmp.runtime()) + call)
+    return schedule, builtin(library, "run")
 
 
 class Launch:
@@ -60,7 +62,7 @@ class Launch:
     def __init__(self, cohort: Cohort) -> None:
         self.cohort = cohort
         dtypes = tuple(slots_of(cohort).items())
-        self._schedule, self._library, self._call = _compiled(cohort.program, dtypes)
+        self._schedule, self._call = _compiled(cohort.program, dtypes)
         self._reading = Reading(cohort, self._schedule)
         self._make_tables()
         # nothing else changes from step to step
@@ -68,22 +70,19 @@ class Launch:
 
     def _make_tables(self) -> None:
         cohort, schedule, sizes = self.cohort, self._schedule, self._reading.sizes
-        blocks, first = blocks_of(sizes, BLOCK)
-        # a dense gradient's block starts where its parameter's does
-        blocks = np.column_stack([blocks, blocks[:, 1]])
+        self._layout = layout = schedule.layout(cohort.params, sizes, BLOCK)
         width, columns = max(len(schedule.reduced), 1), max(len(schedule.columns), 1)
         number = np.float64 if schedule.kind == "double" else np.float32
-        self._work = np.concatenate([[0], np.cumsum(blocks[:, 2] + 64)])
+        self._work = np.concatenate([[0], np.cumsum(layout.work + 64)])
         self._tables: dict[str, npt.NDArray[Any]] = {
             "addresses": self._reading.addresses,
             "hyperparameters": cohort.hyperparameters.table,
             "groups": np.array(cohort.group_indices, np.int64),
             "numbers": np.zeros((len(sizes), columns), number),
-            "blocks": blocks,
-            "partials": np.zeros((len(blocks), width)),
+            "partials": np.zeros((len(layout.work), width)),
             "reductions": np.zeros((len(sizes), width)),
-            "first_block": first,
             "numels": sizes.astype(np.float64),
+            **layout.tables,
         }
         self._most_threads = max(1, int(sizes.sum()) // GRAIN)
         self._context = np.zeros(len(CONTEXT), np.int64)

@@ -7,8 +7,7 @@ computes them. Neither way does a step wait for the device.
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from itertools import chain
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ from ..cohort import Cohort, Facts, Scaling, UnusableError
 from ..language import Program
 from ..native import llvm
 from ..native.assembly import CONTEXT
+from ..native.calls import builtin, entry
 from ..native.lowering import Lowering
 from ..native.reading import Reading, slots_of, unreadable
 from ..native.schedule import blocks_of
@@ -42,6 +42,8 @@ def refuses(program: Program, facts: Facts) -> str | None:
     missing = program.ops - SUPPORTED
     if missing:
         return f"no operation {', '.join(sorted(missing))}"
+    if program.is_sliced:
+        return "a value per row or column"
     return unusable(facts.device) or unreadable(program, facts)
 
 
@@ -55,11 +57,10 @@ def _source(program: Program, dtypes: Key, on_device: bool) -> tuple[Source, Any
 
 
 @cache
-def _host_rows(program: Program, dtypes: Key) -> tuple[llvm.Library, Any]:
+def _host_rows(program: Program, dtypes: Key) -> Callable[..., int]:
     """rows_0 for the host, which leaves the numbers in float64."""
-    library = llvm.load(Lowering(program, dict(dtypes)).rows_module())
-    signature = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-    return library, signature(library.address("rows_0"))
+    call = entry("rows_0", ["address"], result=False, unlocked=True)
+    return builtin(llvm.load(Lowering(program, dict(dtypes)).rows_module() + call), "rows_0")
 
 
 class Stage(NamedTuple):
@@ -95,7 +96,7 @@ class Launch:
             self._usual = [self._stages(k, copy) for k in range(self._source.sweeps)]
             self._kernels = self._compile(functions)
         if not self._has_numbers:
-            self._library, self._host_rows = _host_rows(cohort.program, dtypes)
+            self._host_rows = _host_rows(cohort.program, dtypes)
             self._make_host_context()
 
     def _make_tables(self) -> None:

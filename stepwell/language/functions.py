@@ -185,7 +185,8 @@ def numel(x: Any, *, dim: int | None = None, across: str = "tensor") -> Any:
     if isinstance(x, Expr):
         return x.graph.numel(x, across) if dim is None else x.graph.extent(x, dim)
     if dim is not None:
-        return x.size(dim) if x.dim() else 1
+        # so that a mean of nothing is zero, as it is where nothing is gone over
+        return max(x.size(dim), 1) if x.dim() else 1
     return _total(float(x.numel()), across)
 
 

@@ -185,8 +185,21 @@ def program_for(
         if (static, absent, shaped) in formula.programs:
             return formula.programs[static, absent, shaped]
     program = trace(formula, facts, absent, ndim)
-    formula.programs[static, absent, program.ndim] = program
+    known = formula.programs.values()
+    program = next((other for other in known if _is_same(other, program)), program)
+    formula.programs[static, absent, None if program.ndim is None else ndim] = program
     return program
+
+
+def _is_same(a: Program, b: Program) -> bool:
+    """Whether parameters of different numbers of dimensions share a program, and so a launch."""
+    if a.ndim is None or b.ndim is None or a.slots != b.slots:
+        return False
+    if any(slot.over is not None and slot.over >= 0 for slot in a.slots.values()):
+        return False
+    texts = [[(repr(node), node.over) for node in program.nodes] for program in (a, b)]
+    ends = [[(n, node.index) for n, node in p.outputs.items()] for p in (a, b)]
+    return texts[0] == texts[1] and ends[0] == ends[1]
 
 
 def _result(graph: Graph, value: object) -> Expr:

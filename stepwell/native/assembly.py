@@ -10,7 +10,7 @@ import torch
 
 from . import llvm
 
-__all__ = ["CONTEXT", "MEMORY", "OPS", "Body", "Memory", "declarations"]
+__all__ = ["CONTEXT", "EXTENTS", "MEMORY", "OPS", "SHAPE", "Body", "Memory", "declarations"]
 
 # LLVM instructions per operation, the last one being the result. {0}, {1}, {2}: arguments;
 # {t}: their type; {s}: its suffix in intrinsics; {a}, {b}, ...: the lines before.
@@ -100,7 +100,16 @@ CONTEXT = (
     "numels",
     "bounds",
     "threads",
+    "shapes",
+    "scratch",
+    "stacks",
 )
+
+# The columns of the table of shapes: the size of the last dimension and of the one before, how
+# many rows, columns and matrices that makes in all, how many rows a part of a matrix has, and how
+# many parts a matrix.
+SHAPE = ("m", "n", "rows", "columns", "matrices", "part", "parts")
+EXTENTS = {-1: "m", -2: "n"}
 
 
 def declarations() -> str:
@@ -173,6 +182,21 @@ class Body:
     def pointer(self, name: str) -> str:
         """A word of the context, as an address."""
         return self.item("ptr", "%context", CONTEXT.index(name))
+
+    def shape(self, row: str, name: str) -> str:
+        """An entry of the table of shapes."""
+        table = self.pointer("shapes")
+        return self.emit(
+            f"load i64, ptr {self.cell('i64', table, len(SHAPE), row, SHAPE.index(name))}"
+        )
+
+    def truth(self, value: str) -> str:
+        """A number that stands for the outcome of a comparison, as such."""
+        return self.emit(f"fcmp une {self.kind} {value}, 0.0")
+
+    def as_number(self, value: str) -> str:
+        """The outcome of a comparison as a number."""
+        return self.emit(f"uitofp i1 {value} to {self.kind}")
 
     def cell(self, kind: str, base: str, width: int, row: str, column: int) -> str:
         """The address of an entry of a table with `width` columns."""

@@ -13,15 +13,22 @@ operations wherever it lies, so results are the same bits for any number of thre
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
 from ..cohort import columns_of
-from ..language.expr import Expr, Kind
+from ..language.expr import ALONG, Expr, Kind
 from . import llvm
-from .assembly import CONTEXT, MEMORY, OPS, Body, declarations
+from .assembly import CONTEXT, EXTENTS, MEMORY, OPS, Body, declarations
 from .openmp import Runtime
-from .schedule import LEAVES, Schedule
+from .schedule import LEAVES, Schedule, blocks_of
 from .tensors import NO_GRADIENT
 
-__all__ = ["SUPPORTED", "Lowering"]
+__all__ = ["SUPPORTED", "Layout", "Lowering"]
 
 # How a reduction starts, and how two parts are joined. A sum may be taken in any order within a
 # block, so that it is taken several elements at once: the same order on the same processor.
@@ -30,7 +37,19 @@ REDUCE = {
     "amax": ("0xFFF0000000000000", "call double @llvm.maximum.f64(double {0}, double {1})"),
 }
 
-SUPPORTED = LEAVES | OPS.keys() | REDUCE.keys() | {"lerp"}
+SUPPORTED = LEAVES | OPS.keys() | REDUCE.keys() | ALONG | {"extent", "lerp"}
+
+
+class Layout(NamedTuple):
+    """How the work on some parameters is cut up.
+
+    `tables` are words of the context; `work` is how many elements each block has; `memory` is what
+    some of the tables point at.
+    """
+
+    tables: dict[str, npt.NDArray[Any]]
+    work: npt.NDArray[np.int64]
+    memory: tuple[Any, ...] = ()
 
 
 class Lowering(Schedule):
@@ -40,14 +59,27 @@ class Lowering(Schedule):
         """All functions, up to `run`."""
         parts = [declarations()]
         for k in range(self.sweeps):
-            rows = self.rows(k, self.kind, finish=k == self.sweeps - 1)
-            parts += [rows, self.sweep(k), self.block(k), _share(k, runtime)]
+            parts.append(self.rows(k, self.kind, finish=k == self.sweeps - 1))
+            if self.has_sweep(k):
+                parts += [self.sweep(k), self.block(k), _share(k, runtime)]
             parts += [self.reduce(k)] if self.reductions_at(k) else []
         return "\n".join([*parts, self.run()])
+
+    def calls(self, k: int) -> list[str]:
+        """The functions of sweep k, in their order."""
+        calls = [f"rows_{k}", *([f"share_{k}"] if self.has_sweep(k) else [])]
+        return [*calls, *([f"reduce_{k}"] if self.reductions_at(k) else [])]
 
     def rows_module(self) -> str:
         """rows_0 alone, with a table of float64, for sweeps that are done elsewhere."""
         return "\n".join([declarations(), self.rows(0, "double", finish=True, linkage="")])
+
+    def layout(self, params: Sequence[Tensor], sizes: npt.NDArray[np.int64], block: int) -> Layout:
+        """The blocks of these parameters, of up to `block` elements each."""
+        blocks, first = blocks_of(sizes, block)
+        # a dense gradient's block starts where its parameter's does
+        tables = {"blocks": np.column_stack([blocks, blocks[:, 1]]), "first_block": first}
+        return Layout(tables, blocks[:, 2])
 
     # The numbers of each parameter
 
@@ -104,7 +136,7 @@ class Lowering(Schedule):
         self, body: Body, memory: dict[str, str], group: str, old: dict[str, str]
     ) -> None:
         """Parameters of one group that were stepped equally often have the same numbers."""
-        if self.sweeps > 1 or any(n.op == "numel" for n in self.program.nodes):
+        if self.sweeps > 1 or any(n.op in ("numel", "extent") for n in self.program.nodes):
             body.do("br label %compute")
             body.do("copy:")
             return
@@ -145,6 +177,9 @@ class Lowering(Schedule):
                 values[node] = old[str(node.value)]
             elif node.op == "numel":
                 values[node] = body.item("double", tables["numels"], "%row")
+            elif node.op == "extent":
+                size = body.shape("%row", EXTENTS[int(node.value or 0)])
+                values[node] = body.emit(f"sitofp i64 {size} to double")
             elif node.op == "const":
                 values[node] = llvm.constant(float(node.value or 0), "double")
             else:
@@ -155,8 +190,7 @@ class Lowering(Schedule):
         for node, column in self.columns.items():
             if node in values:
                 value = values[node]
-                if node.is_boolean:
-                    value = body.emit(f"uitofp i1 {value} to double")
+                value = body.as_number(value) if node.is_boolean else value
                 at = body.cell(kind, numbers, len(self.columns), "%row", column)
                 body.do(f"store {kind} {body.convert(value, 'double', kind)}, ptr {at}")
 
@@ -209,18 +243,20 @@ class Lowering(Schedule):
     def _elements(self, body: Body, k: int, numbers: dict[Expr, str]) -> dict[Expr, str]:
         values: dict[Expr, str] = {}
         for node in self.wanted(k):
-            if node.op == "const":
-                values[node] = llvm.constant(float(node.value or 0), self.kind)
-            elif node.kind is not Kind.ELEMENT:
-                value = numbers[node]
-                is_true = f"fcmp une {self.kind} {value}, 0.0"
-                values[node] = body.emit(is_true) if node.is_boolean else value
+            if node.kind is not Kind.ELEMENT:
+                values[node] = self._number(body, node, numbers)
             elif node.op in LEAVES:
                 name = str(node.value)
                 values[node] = body.load(self.dtypes[name], self._element_address(body, name))
             else:
                 values[node] = body.operation(node.op, *(values[arg] for arg in node.args))
         return values
+
+    def _number(self, body: Body, node: Expr, numbers: dict[Expr, str]) -> str:
+        """A value that holds for all elements, as an operation on elements takes it."""
+        if node.op == "const":
+            return llvm.constant(float(node.value or 0), self.kind)
+        return body.truth(numbers[node]) if node.is_boolean else numbers[node]
 
     def block(self, k: int) -> str:
         """block_K: find the memory of one block and sweep over it."""
@@ -280,10 +316,7 @@ class Lowering(Schedule):
             after = body.emit(f"icmp sle i64 %first, {k}")
             before = body.emit(f"icmp sgt i64 %last, {k}")
             body.do(f"br i1 {body.emit(f'and i1 {after}, {before}')}, label %do{k}, label %skip{k}")
-            body.do(f"do{k}:", f"call void @rows_{k}(ptr %context)")
-            body.do(f"call void @share_{k}(ptr %context)")
-            if self.reductions_at(k):
-                body.do(f"call void @reduce_{k}(ptr %context)")
+            body.do(f"do{k}:", *(f"call void @{name}(ptr %context)" for name in self.calls(k)))
             body.do(f"br label %skip{k}", f"skip{k}:")
         body.do("ret void")
         return body.function("void @run(ptr %context, i64 %first, i64 %last)", linkage="")

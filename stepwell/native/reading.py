@@ -6,6 +6,7 @@ gradients, loaded state) is either seen here, or makes the cohort's facts untrue
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..cohort import Cohort, Facts, local_part
+from ..cohort import Cohort, Facts, local_part, state_shape
 from ..language import Program
-from ..language.expr import REDUCTIONS
+from ..language.expr import ALONG, REDUCTIONS
 from . import tensors
 from .schedule import Schedule
 
@@ -24,6 +25,9 @@ __all__ = ["Reading", "dtypes_of", "slots_of", "unreadable"]
 REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}
 """The dtype of the pairs that complex numbers are."""
 
+
+ACROSS_PARTS = REDUCTIONS | ALONG | {"extent", "numel"}
+"""What is not known of a parameter of which only a part is here."""
 
 FLOATS = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
 
@@ -38,7 +42,7 @@ def unreadable(program: Program, facts: Facts) -> str | None:
     """Why native code could not work with the memory of such parameters, or None."""
     if facts.layout not in ("dense", "sharded"):
         return f"{facts.layout} memory"
-    if facts.layout == "sharded" and not program.ops.isdisjoint({*REDUCTIONS, "numel"}):
+    if facts.layout == "sharded" and not program.ops.isdisjoint(ACROSS_PARTS):
         return "a reduction over parts that lie elsewhere"
     if strange := dtypes_of(facts) - FLOATS:
         return f"dtype {', '.join(map(str, strange))}"
@@ -94,11 +98,7 @@ class Reading:
         )
         # bytes of each slot but the gradient, by row
         self._written_sizes = np.array(
-            [
-                schedule.dtypes[name].itemsize
-                * (np.ones_like(self.sizes) if name in schedule.scalar_state else self.sizes)
-                for name in schedule.slots[:-1]
-            ]
+            [schedule.dtypes[n].itemsize * self._sizes_of(n) for n in schedule.slots[:-1]]
         )
         self._odd: list[int] = []
         self._grads: list[Any] | None = None
@@ -106,6 +106,14 @@ class Reading:
         self._reader: tensors.Reader | None = None
         self._spent = False
         self._written = b""
+
+    def _sizes_of(self, name: str) -> npt.NDArray[np.int64]:
+        """How many real numbers a slot has, by row."""
+        slot = self.cohort.program.slots.get(name)
+        if slot is None or slot.is_whole:
+            return self.sizes
+        counts = [math.prod(state_shape(slot, param)) for param in self.cohort.params]
+        return np.array(counts, np.int64)
 
     def has_gradient(self, row: int) -> bool:
         """Whether a parameter has a gradient in this step."""
@@ -201,8 +209,10 @@ class Reading:
 
 def _bring_to_layout(cohort: Cohort) -> None:
     """Give state that lies in another order of memory than its parameter the same order."""
+    slots = cohort.program.slots
+    names = [name for name in cohort.program.element_slots if slots[name].is_whole]
     for param, state in zip(cohort.params, cohort.states, strict=True):
-        for name in cohort.program.element_slots:
+        for name in names:
             value: Tensor | None = state.get(name)
             if value is not None and value.stride() != param.stride():
                 state[name] = torch.empty_like(param, dtype=value.dtype).copy_(value)
