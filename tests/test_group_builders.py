@@ -67,6 +67,21 @@ class Transformer(nn.Module):
             self.head.weight = self.embed.weight
 
 
+class LayerNormLinear(nn.Module):
+    """What its last word says: a norm and a linear map in one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer_norm_weight = nn.Parameter(torch.ones(3))
+        self.weight = nn.Parameter(torch.ones(3, 3))
+
+
+class MoELayer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Parameter(torch.zeros(4, 3, 5))
+
+
 class Experts(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -283,6 +298,7 @@ def test_biases_norms_and_embeddings_do_not_decay():
     ("model", "expected"),
     [
         (nn.Sequential(RMSNorm2d(3)), {"0.weight"}),
+        (nn.Sequential(LayerNormLinear()), {"0.layer_norm_weight"}),
         (nn.Sequential(nn.EmbeddingBag(3, 2)), {"0.weight"}),
         (nn.Sequential(Experts()), {"0.bias"}),
         (nn.MultiheadAttention(4, 2, add_bias_kv=True), {"in_proj_bias", "out_proj.bias", "bias_k"}
@@ -529,6 +545,17 @@ def test_norms_belong_to_the_convolution_before_them():
     ]
 
 
+def test_a_module_with_several_matrices_is_one_layer():
+    model = nn.ModuleDict({"rnn": nn.LSTM(2, 3, num_layers=2), "head": nn.Linear(3, 2)})
+    assert len(layerwise_decay(model, 0.5)) == 2
+
+
+def test_a_list_of_one_module_is_a_block():
+    blocks = nn.ModuleList([nn.TransformerEncoderLayer(2, 1, 2)])
+    model = nn.ModuleDict({"layers": blocks, "head": nn.Linear(2, 2)})
+    assert len(layerwise_decay(model, 0.5)) == 2
+
+
 def test_blocks_can_be_named():
     stages = nn.ModuleList(
         nn.ModuleDict({"blocks": nn.ModuleList(nn.Linear(2, 2) for _ in range(2))})
@@ -604,6 +631,12 @@ def test_experts_are_batches_of_matrices():
         (["experts.w1"], 1),
     ]
     assert flat(others).keys() >= {"router.weight", "experts.bias", "head.weight"}
+
+
+def test_experts_are_known_by_the_class_of_their_module_too():
+    model = nn.ModuleDict({"mlp": MoELayer(), "head": nn.Linear(3, 2)})
+    (group,) = muon_split(model).hidden
+    assert (names([group]), group["batch_dims"]) == ([["mlp.up"]], 1)
 
 
 def test_what_a_tensor_of_three_dimensions_is_has_to_be_said():

@@ -10,7 +10,7 @@ from ..extra import ExtraMissingError
 from ..lr_scheduler import parse
 from .schedules import schedule
 
-EXAMPLE = 'example: python -m stepwell plot-schedule "warmup(500) >> cosine(9500)" "rex(10000)"'
+EXAMPLE = 'example: python -m stepwell plot-schedule "warmup(500) >> cosine(9500)"'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
