@@ -556,6 +556,21 @@ def test_a_list_of_one_module_is_a_block():
     assert len(layerwise_decay(model, 0.5)) == 2
 
 
+def test_an_embedding_between_blocks_is_a_layer():
+    parts = {
+        "encoder": nn.ModuleList(nn.TransformerEncoderLayer(2, 1, 2) for _ in range(2)),
+        "embed": nn.Embedding(3, 2),
+        "decoder": nn.ModuleList(nn.TransformerDecoderLayer(2, 1, 2) for _ in range(2)),
+    }
+    assert len(layerwise_decay(nn.ModuleDict(parts), 0.5)) == 5
+
+
+def test_a_block_may_be_compiled_by_itself():
+    blocks = [nn.TransformerEncoderLayer(2, 1, 2) for _ in range(3)]
+    blocks[1] = torch.compile(blocks[1], backend="eager")
+    assert len(layerwise_decay(nn.Sequential(*blocks), 0.5)) == 3
+
+
 def test_blocks_can_be_named():
     stages = nn.ModuleList(
         nn.ModuleDict({"blocks": nn.ModuleList(nn.Linear(2, 2) for _ in range(2))})

@@ -16,7 +16,7 @@ EMBEDDING = {"embedding", "embeddings", "embed"}
 INPUT = {*EMBEDDING, "token", "tokens"}
 # of modules, where only their names are known
 TABLE = {*EMBEDDING, "wte", "wpe"}
-EXPERT = {"expert", "experts", "moe"}
+EXPERT = re.compile("expert|moe", re.IGNORECASE)
 # how the first FSDP marks what it has flattened
 FLATTENED = "_fsdp_flattened"
 
@@ -69,7 +69,7 @@ def is_expert(named: Named) -> bool:
     """Whether names or classes on the way to it speak of experts."""
     use = named.uses[0]
     spoken = [use.name, *(type(module).__name__ for module in use.modules[-2:])]
-    return any(EXPERT.intersection(words(text)) for text in spoken)
+    return any(EXPERT.search(text) for text in spoken)
 
 
 def _is_bias(use: Use) -> bool:
