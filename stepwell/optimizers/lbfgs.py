@@ -150,23 +150,22 @@ class LBFGS(Optimizer):
                 search = strong_wolfe if group["line_search_fn"] else first_finite if left else leap
                 budget = max(max_eval - objective.evaluations, 0) + 1
                 point = _go(line, search, t, budget, state)
-                if point.t == 0 and not self._starts_over(history, line):
-                    return
-                if objective.evaluations >= max_eval:
-                    return
-                if point.t > 0 and (
-                    largest(point.grad) <= group["tolerance_grad"]
-                    or point.t <= line.shortest
-                    or abs(point.loss - start.loss) < tolerance
-                ):
+                is_over = objective.evaluations >= max_eval
+                if point.t == 0:
+                    is_over |= not self._starts_over(history, state, line)
+                elif _has_settled(point, line, group):
+                    is_over = True
+                if is_over:
                     return
         finally:
             state.update(history.listed())
 
-    def _starts_over(self, history: History, line: Line) -> bool:
-        """Whether a failed search may be followed by another one, with an empty history."""
-        if history.count:
+    def _starts_over(self, history: History, state: dict[str, Any], line: Line) -> bool:
+        """Whether another search may help, with an empty history, after one that has failed."""
+        scale = _cautious(line.start.grad)
+        if history.count or state["H_diag"] > scale:
             history.clear()
+            state["H_diag"] = scale
             return True
         if line.is_broken and not self._warned:
             self._warned = True
@@ -190,7 +189,7 @@ class LBFGS(Optimizer):
         ):
             try:
                 history = History.restored(state, like, limit)
-                settled = _settled(state, like)
+                resumed = _resumed(state, like)
             except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
                 raise ValueError(
                     f"LBFGS: this state does not fit parameters of {like.numel()} numbers in all: "
@@ -198,7 +197,7 @@ class LBFGS(Optimizer):
                 ) from error
             self._history = history
             state.pop("al", None)
-            state.update(settled, **history.listed())
+            state.update(resumed, **history.listed())
         return history
 
     def _loaded_group(self, index: int, saved: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -268,19 +267,25 @@ def _set_out(
     if state["n_iter"] == 1:
         history.clear()
         state["H_diag"] = 1.0
-        t *= min(1.0, 1.0 / sum_of_sizes(grad))
+        t *= _cautious(grad)
     else:
         scale = history.learn(state["d"], state["t"], state["prev_flat_grad"], grad)
         state["H_diag"] = scale or state["H_diag"]
-    d = history.direction(grad, state["H_diag"], state.get("d"))
+    state.update(t=0.0, prev_flat_grad=grad, prev_loss=point.loss)
+    d = state["d"] = history.direction(grad, state["H_diag"], state.get("d"))
     slope = dot(grad, d)
     if not -math.inf < slope < 0:
         # rounding has spoilt the history
         history.clear()
-        d = history.direction(grad, state["H_diag"], d)
+        state["H_diag"] = _cautious(grad)
+        history.direction(grad, state["H_diag"], d)
         slope = dot(grad, d)
-    state.update(d=d, t=0.0, prev_flat_grad=grad, prev_loss=point.loss)
     return Point(0.0, point.loss, slope, grad), t
+
+
+def _cautious(grad: Tensor) -> float:
+    """The scale of a step of size 1 at most, where nothing is known."""
+    return min(1.0, 1.0 / sum_of_sizes(grad))
 
 
 def _go(line: Line, search: Search, t: float, budget: int, state: dict[str, Any]) -> Point:
@@ -295,7 +300,16 @@ def _go(line: Line, search: Search, t: float, budget: int, state: dict[str, Any]
     return end
 
 
-def _settled(state: Mapping[str, Any], like: Tensor) -> dict[str, Any]:
+def _has_settled(point: Point, line: Line, group: Mapping[str, Any]) -> bool:
+    """Whether the gradient is small enough, or parameters or loss have hardly changed."""
+    return bool(
+        largest(point.grad) <= group["tolerance_grad"]
+        or point.t <= line.shortest
+        or abs(point.loss - line.start.loss) < group["tolerance_change"]
+    )
+
+
+def _resumed(state: Mapping[str, Any], like: Tensor) -> dict[str, Any]:
     """What else a state keeps from step to step, as it is kept here."""
     if not state["n_iter"]:
         return {}

@@ -53,7 +53,7 @@ def strong_wolfe(line: Line, t: float, budget: int) -> Point:
     """
     start = low = previous = line.start
     high: Point | None = None
-    # where losses differ by rounding alone, a search that trusts them does not end
+    # where losses differ by rounding alone, a search that trusts them goes on in vain
     noise = NOISE * torch.finfo(start.grad.dtype).eps * abs(start.loss)
     bad, is_close = 0, False
     for tries in range(TRIALS):
@@ -72,7 +72,7 @@ def strong_wolfe(line: Line, t: float, budget: int) -> Point:
         bad = 0 if trial.is_finite else bad + 1
         if high is None:
             t = lowest_between(previous, low, 1.01 * low.t - 0.01 * previous.t, FARTHEST * low.t)
-        elif abs(high.t - low.t) <= line.shortest:
+        elif abs(high.t - low.t) <= max(line.shortest, noise / max(-start.slope, abs(low.slope))):
             break
         elif high.is_finite:
             t, is_close = inside(low, high, is_close)
