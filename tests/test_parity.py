@@ -414,6 +414,26 @@ def test_state_of_the_wrong_shape_is_not_loaded(task: Task) -> None:
             assert all(torch.equal(one[where], other[where]) for where in other)
 
 
+@pytest.mark.parametrize("name", RULES)
+def test_hooks_for_all_optimizers_act_on_each(name: str) -> None:
+    """Torch's registry and ours are one; the closure's result is the step's."""
+    task = next(task for task in TASKS if task.name == name)
+    seen: list[Any] = []
+    theirs, ours = (importlib.import_module(f"{m}.optimizer") for m in ("torch.optim", "stepwell"))
+    handles = [
+        theirs.register_optimizer_step_pre_hook(lambda *args: seen.append(args[0])),
+        ours.register_optimizer_step_post_hook(lambda *args: seen.append(args[0])),
+    ]
+    optimizers = [trained(task, library, 1) for library in (stepwell, torch.optim)]
+    for handle in handles:
+        handle.remove()
+    assert seen == [optimizers[0]] * 2 + [optimizers[1]] * 2
+    for optimizer in optimizers:
+        take_step(task, optimizer, 1)
+        assert type(optimizer).step.hooked
+    assert len(seen) == 4
+
+
 @pytest.mark.parametrize("task", **named(TASKS))
 def test_state_can_be_made_and_measured_ahead(task: Task) -> None:
     """As a first step makes it, but for what begins as unset, or belongs to no parameter."""

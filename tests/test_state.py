@@ -9,7 +9,7 @@ import torch
 
 import stepwell
 
-from .cases import CASES, PLAIN, Case, named, parameters, set_grads, train
+from .cases import PLAIN, Case, named, parameters, set_grads, train
 from .compare import assert_same_training, everything
 
 SHAPES = ((7,), (), (4, 3), (0,))
@@ -87,7 +87,7 @@ def test_adagrad_starts_with_its_state_as_in_torch() -> None:
 @pytest.mark.skipif(
     not hasattr(torch.optim, "swap_in_optimizer_params_and_state"), reason="torch 2.13 has it first"
 )
-@pytest.mark.parametrize("case", [c for c in CASES if c.rule is stepwell.AdamW][:1])
+@pytest.mark.parametrize("case", **named(PLAIN))
 def test_parameters_and_state_are_swapped_in_and_back(case: Case) -> None:
     params, others = (parameters(SHAPES, torch.float32) for _ in range(2))
     made: Any = train(case.make, params, 2)
