@@ -639,6 +639,12 @@ def test_the_head_is_the_last_matrix_outside_of_blocks(model, options, expected)
     assert list(found) == (expected or inside)
 
 
+def test_a_head_that_is_tied_to_an_embedding_is_the_only_one():
+    model = Transformer(tied=True)
+    model.add_module("last", nn.Linear(16, 16))
+    assert "last.weight" in flat(muon_split(model).hidden)
+
+
 def test_experts_are_batches_of_matrices():
     hidden, others = muon_split(Mixture(), others="router.*")
     assert [(names([g])[0], g.get("batch_dims")) for g in hidden] == [

@@ -73,6 +73,8 @@ class TestSchedule:
         np.testing.assert_allclose(lines(figure)["exponential(0.9)"][1], 0.9 ** np.arange(51))
         styles = {(a.get_color(), a.get_linestyle()) for a in figure.axes[0].get_lines()}
         assert len(styles) == 2
+        alike = plot.schedule([cosine(100), cosine(100), cosine(100)])
+        assert list(lines(alike)) == ["cosine(100)", "cosine(100) (2)", "cosine(100) (3)"]
         named = plot.schedule({"a": cosine(100), "b": cosine(100)})
         assert list(lines(named)) == ["a", "b"]
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,14 +67,14 @@ def schedule(
         ExtraMissingError: Matplotlib is not installed
     """
     sources = _labelled(shown)
-    count = _steps(sources.values()) if steps is None else int(STEPS.check(steps, "schedule"))
+    last = _steps(sources.values()) if steps is None else int(STEPS.check(steps, "schedule"))
     factor = 1.0 if lr is None else float(RATE.check(lr, "schedule"))
-    lines = [line for label, one in sources.items() for line in _lines(label, one, count, factor)]
+    lines = [line for label, one in sources.items() for line in _lines(label, one, last, factor)]
     are_rates = lr is not None or not all(isinstance(one, Curve) for one in sources.values())
     axes = new_axes("step", RATE_LABEL if are_rates else CURVE_LABEL, ax)
     for line, style in zip(lines, styles(), strict=False):
         _draw(axes, line, style)
-    axes.set_xlim(0, count)
+    axes.set_xlim(0, last)
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     _name(axes, [line.label for line in lines], own=ax is None)
@@ -86,7 +87,9 @@ def _labelled(shown: Any) -> dict[str, Any]:
         sources = {str(label): one for label, one in shown.items()}
     else:
         single = isinstance(shown, (Curve, LRScheduler)) or not isinstance(shown, Iterable)
-        sources = {_label(one): one for one in ([shown] if single else shown)}
+        sources = {}
+        for one in [shown] if single else shown:
+            sources[_label(one, sources)] = one
     if not sources:
         raise ValueError("schedule: there is no curve to draw")
     for one in sources.values():
@@ -95,8 +98,11 @@ def _labelled(shown: Any) -> dict[str, Any]:
     return sources
 
 
-def _label(one: Any) -> str:
-    return repr(one) if isinstance(one, Curve) else type(one).__name__
+def _label(one: Any, taken: Container[str]) -> str:
+    """Its name; a second one of this name is numbered."""
+    name = repr(one) if isinstance(one, Curve) else type(one).__name__
+    numbered = chain([name], (f"{name} ({number})" for number in count(2)))
+    return next(label for label in numbered if label not in taken)
 
 
 def _refusal(one: Any) -> str:
@@ -117,12 +123,12 @@ def _steps(sources: Iterable[Any]) -> int:
     return math.ceil(max(ends))
 
 
-def _lines(label: str, one: Any, count: int, factor: float) -> Iterator[Line]:
-    steps = _chosen(count)
+def _lines(label: str, one: Any, last: int, factor: float) -> Iterator[Line]:
+    steps = _chosen(last)
     if isinstance(one, Curve):
         yield Line(label, steps.tolist(), [factor * one(step) for step in steps.tolist()])
         return
-    rates = np.array(one.preview(count + 1), dtype=float)[steps]
+    rates = np.array(one.preview(last + 1), dtype=float)[steps]
     groups = one.optimizer.param_groups
     distinct: dict[bytes, list[int]] = {}
     for index in range(rates.shape[1]):
@@ -133,10 +139,10 @@ def _lines(label: str, one: Any, count: int, factor: float) -> Iterator[Line]:
         yield Line(whole, steps.tolist(), rates[:, indices[0]].tolist())
 
 
-def _chosen(count: int) -> npt.NDArray[np.int64]:
-    """All steps from 0 to `count`, or as many as a picture can show."""
-    points = min(count + 1, MOST_POINTS)
-    return np.unique(np.linspace(0, count, points).round().astype(np.int64))
+def _chosen(last: int) -> npt.NDArray[np.int64]:
+    """All steps from 0 to `last`, or as many as a picture can show."""
+    points = min(last + 1, MOST_POINTS)
+    return np.unique(np.linspace(0, last, points).round().astype(np.int64))
 
 
 def _draw(axes: Axes, line: Line, style: Mapping[str, Any]) -> None:
