@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import inspect
 import math
 from collections.abc import Callable
 from contextlib import suppress
@@ -647,6 +648,48 @@ def _() -> None:
     torch.optim.LBFGS(named_weights("b a")).load_state_dict(saved(torch.optim))
     error = refused(lambda: stepwell.LBFGS(named_weights("b a")).load_state_dict(saved(stepwell)))
     assert "in this order" in str(error)
+
+
+@shows("`Adafactor` with parameters of several precisions")
+def _() -> None:
+    def moved(library: Any, *before: Any) -> float:
+        p = param(1, dtype=torch.float64)
+        stepped(
+            library.Adafactor([*before, p], foreach=False),
+            *(1e-4 * q.detach() for q in (*before, p)),
+        )
+        return p.item()
+
+    half = [param(1, dtype=torch.bfloat16) for _ in range(2)]
+    one, other = (
+        (moved(lib), moved(lib, q)) for lib, q in zip((torch.optim, stepwell), half, strict=True)
+    )
+    assert one[0] != pytest.approx(one[1], rel=1e-9)
+    assert other[0] == pytest.approx(other[1], rel=1e-12)
+
+
+@shows("`Adafactor` and `LBFGS`, parameters without elements")
+def _() -> None:
+    for name in ("Adafactor", "LBFGS"):
+        for library in (torch.optim, stepwell):
+            p = param(0, 3)
+            optimizer = getattr(library, name)([p])
+            closure = quadratic(p)
+            closure()
+            if library is stepwell:
+                optimizer.step(closure)
+            else:
+                refused(lambda o=optimizer, c=closure: o.step(c))
+
+
+@shows("signature of `Optimizer`")
+def _() -> None:
+    one, other = both(lambda lib: list(inspect.signature(lib.Optimizer).parameters))
+    assert one == ["params", "defaults"]
+    assert other == ["params", "args", "kwargs"]
+    defaults = {"lr": 0.5}
+    assert stepwell.Optimizer(weights(), defaults).defaults == defaults
+    assert stepwell.Optimizer(params=weights(), defaults=defaults).defaults == defaults
 
 
 @shows("`issubclass(AdamW, Adam)`")

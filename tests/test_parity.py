@@ -24,7 +24,7 @@ import stepwell
 
 from .cases import PLAIN, named, numbers, parameters, set_grads
 from .compare import assert_within, real
-from .differences import ARGUMENTS, STATE, TYPES
+from .differences import ARGUMENTS, STATE, TYPES, row
 
 README = Path(__file__).parents[1] / "README.md"
 SUBMODULES = ("lr_scheduler", "swa_utils")
@@ -223,8 +223,7 @@ def _assert_same_arguments(name: str, ours: Any, theirs: Any) -> None:
 def test_arguments(name: str) -> None:
     ours, theirs = getattr(stepwell, name), _public(name)
     if name == "Optimizer":
-        # its subclasses pass what they like; in torch's manner, (params, defaults)
-        assert stepwell.Optimizer([torch.ones(1)], {"lr": 0.5}).defaults == {"lr": 0.5}
+        row("signature of `Optimizer`")
         return
     _assert_same_arguments(name, ours, theirs)
 
