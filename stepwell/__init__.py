@@ -3,6 +3,9 @@
 from . import groups as groups
 from . import lr_scheduler as lr_scheduler
 from . import plot as plot
+from . import swa_utils as swa_utils
+from .averaging import averaged as averaged
+from .averaging import averaged_weights as averaged_weights
 from .optimizer import LoadReport as LoadReport
 from .optimizer import Optimizer as Optimizer
 from .optimizer import compose as compose

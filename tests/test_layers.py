@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("plan",),
     ("optimizer",),
     ("optimizers",),
-    ("plot",),
+    ("averaging", "plot", "swa_utils"),
     ("race",),
     ("__main__",),
 )

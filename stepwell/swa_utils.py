@@ -1,0 +1,349 @@
+"""Averages of models beside an optimizer: the names of torch.optim.swa_utils, to its contract.
+
+An average that is part of the optimizer's step costs less: see `stepwell.averaged`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import AveragedModel as TorchAveragedModel
+
+from .cohort import PLAIN_TYPES
+from .lr_scheduler.swalr import SWALR as SWALR
+from .native.tensors import overlapping
+
+__all__ = [
+    "SWALR",
+    "AveragedModel",
+    "get_ema_avg_fn",
+    "get_ema_multi_avg_fn",
+    "get_swa_avg_fn",
+    "get_swa_multi_avg_fn",
+    "update_bn",
+]
+
+Average = Callable[[Tensor, Tensor, Tensor | int], Tensor]
+"""(average, current, how many are averaged so far) -> the new average"""
+
+Averages = Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]
+"""The same for many tensors, in place."""
+
+
+def get_ema_avg_fn(decay: float = 0.999) -> Average:
+    """decay * average + (1 - decay) * current, for one tensor.
+
+    Raises:
+        ValueError: `decay` is not in [0, 1]
+    """
+    _check_decay(decay)
+
+    @torch.no_grad()
+    def ema_update(ema_param: Tensor, current_param: Tensor, num_averaged: Tensor | int) -> Tensor:
+        return decay * ema_param + (1 - decay) * current_param
+
+    return ema_update
+
+
+def get_swa_avg_fn() -> Average:
+    """The mean of all so far, each counted once, for one tensor."""
+
+    @torch.no_grad()
+    def swa_update(
+        averaged_param: Tensor, current_param: Tensor, num_averaged: Tensor | int
+    ) -> Tensor:
+        return averaged_param + (current_param - averaged_param) / (num_averaged + 1)
+
+    return swa_update
+
+
+def get_ema_multi_avg_fn(decay: float = 0.999) -> Averages:
+    """decay * average + (1 - decay) * current, for many tensors in place.
+
+    Tensors may be of any dtypes, and lie on any devices; whole numbers are rounded towards zero.
+
+    Raises:
+        ValueError: `decay` is not in [0, 1]
+    """
+    _check_decay(decay)
+
+    @torch.no_grad()
+    def ema_update(
+        ema_param_list: Sequence[Tensor],
+        current_param_list: Sequence[Tensor],
+        num_averaged: Tensor | int,
+    ) -> None:
+        _move(ema_param_list, current_param_list, 1 - decay)
+
+    return ema_update
+
+
+def get_swa_multi_avg_fn() -> Averages:
+    """The mean of all so far, each counted once, for many tensors in place.
+
+    Tensors may be of any dtypes, and lie on any devices; whole numbers are rounded towards zero.
+    A count that lies on a device is left there.
+    """
+
+    @torch.no_grad()
+    def swa_update(
+        averaged_param_list: Sequence[Tensor],
+        current_param_list: Sequence[Tensor],
+        num_averaged: Tensor | int,
+    ) -> None:
+        if isinstance(num_averaged, Tensor) and num_averaged.device.type == "cpu":
+            num_averaged = int(num_averaged)
+        _move(averaged_param_list, current_param_list, 1 / (num_averaged + 1))
+
+    return swa_update
+
+
+def _check_decay(decay: float) -> None:
+    # written so that NaN fails
+    if not 0.0 <= decay <= 1.0:
+        raise ValueError(
+            f"Invalid decay value {decay} provided. Please provide a value in [0,1] range."
+        )
+
+
+def _move(averages: Sequence[Tensor], currents: Sequence[Tensor], weight: float | Tensor) -> None:
+    """average + weight * (current - average), in place; a Tensor's weight is not looked at."""
+    listed: defaultdict[Any, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+    for average, current in zip(averages, currents, strict=True):
+        if not (average.is_floating_point() or average.is_complex()):
+            exact, target = average.double(), current.to(average.device, torch.float64)
+            average.copy_(exact + weight * (target - exact))
+        else:
+            current = current.to(average.device, average.dtype)
+            listed[average.device, average.dtype].append((average, current))
+    for pairs in listed.values():
+        if isinstance(weight, Tensor):
+            for average, current in pairs:
+                average.lerp_(current, weight.to(average.device, average.dtype))
+        else:
+            torch._foreach_lerp_([a for a, _ in pairs], [c for _, c in pairs], weight)
+
+
+class AveragedModel(TorchAveragedModel):
+    """A copy of a model whose parameters are averages; torch's class, with its faults mended.
+
+    The first update copies the parameters, each later one averages them. Tensors in half precision
+    are averaged in float32, of which a copy is kept beside the module (4 bytes per element): the
+    module holds it rounded, and on its own would stop moving where an update is smaller than half
+    a unit in its last place. Whole numbers are averaged in float64 likewise; truth values are
+    copied. The state dict is torch's; what is rounded away is not in it.
+
+    Args:
+        model: what is averaged; it is copied
+        device: where the copy is to lie, if not where the model does
+        avg_fn: (average, current, number averaged) -> new average
+        multi_avg_fn: (averages, currents, number averaged), in place; with neither, all count the
+            same
+        use_buffers: average buffers too, instead of copying them
+
+    Attributes:
+        module: the copy
+        n_averaged: how many models were averaged
+
+    Raises:
+        AssertionError: both functions are given
+    """
+
+    def __init__(
+        self,
+        model: Module,
+        device: int | torch.device | None = None,
+        avg_fn: Average | None = None,
+        multi_avg_fn: Averages | None = None,
+        use_buffers: bool = False,
+    ) -> None:
+        if avg_fn is not None and multi_avg_fn is not None:
+            raise AssertionError(
+                "Only one of avg_fn and multi_avg_fn should be provided (AveragedModel: leave one "
+                "of them None)"
+            )
+        super().__init__(model, device, avg_fn, multi_avg_fn, use_buffers)
+        self._wide: dict[int, Tensor] = {}
+        self._counted: tuple[Tensor, int] | None = None
+
+    @torch.no_grad()
+    def update_parameters(self, model: Module) -> None:
+        """Take in the model as it is now; this never waits for a device after the first time.
+
+        Raises:
+            ValueError: it has other parameters or buffers than the one that was copied; nothing is
+                changed
+        """
+        pairs = self._pairs(self.module.parameters(), model.parameters(), "parameters")
+        buffers = self._pairs(self.module.buffers(), model.buffers(), "buffers")
+        averaged, copied = pairs, buffers
+        if self.use_buffers:
+            averaged = pairs + [pair for pair in buffers if pair[0].dtype is not torch.bool]
+            copied = [pair for pair in buffers if pair[0].dtype is torch.bool]
+        if self._is_first():
+            copied = averaged + copied
+        else:
+            self._take_in(averaged)
+        for target, current in copied:
+            target.copy_(current)
+        self.n_averaged += 1
+        self._note()
+
+    def _pairs(
+        self, own: Iterable[Tensor], others: Iterable[Tensor], what: str
+    ) -> list[tuple[Tensor, Tensor]]:
+        targets, currents = list(own), list(others)
+        shapes = [[tuple(t.shape) for t in tensors] for tensors in (targets, currents)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"AveragedModel: the model has {len(currents)} {what}, and the copy of it "
+                f"{len(targets)}, or their shapes differ; were weights tied, or layers changed, "
+                "since it was made?"
+            )
+        return [(t.detach(), c.detach()) for t, c in zip(targets, currents, strict=True)]
+
+    def _is_first(self) -> bool:
+        """Whether nothing is averaged yet; the device is asked only if the count was changed."""
+        count = self.n_averaged
+        if self._counted is not None and not count.is_inference():
+            known, version = self._counted
+            if known is count and version == count._version:
+                return False
+        return bool(count == 0)
+
+    def _note(self) -> None:
+        count = self.n_averaged
+        self._counted = None if count.is_inference() else (count, count._version)
+
+    def _take_in(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
+        shared = _share_memory([target for target, _ in pairs])
+        works = []
+        for index, (target, _) in enumerate(pairs):
+            work = self._working_copy(index, target)
+            # what overlaps would be averaged twice
+            works.append(work.clone() if work is target and shared[index] else work)
+        currents = [
+            current.to(work.device, work.dtype)
+            for work, (_, current) in zip(works, pairs, strict=True)
+        ]
+        self._average(works, currents)
+        for work, (target, _) in zip(works, pairs, strict=True):
+            if work is not target:
+                target.copy_(work)
+
+    def _working_copy(self, index: int, target: Tensor) -> Tensor:
+        """The average in the precision in which it is computed: the tensor itself, if it has it."""
+        dtype = _working_dtype(target.dtype)
+        if dtype is target.dtype:
+            return target
+        known = self._wide.get(index)
+        fresh = target.to(dtype)
+        if known is not None and known.shape == target.shape:
+            known = known.to(target.device)
+            # elements that somebody has changed, by loading a state dict say, hold from now on
+            fresh = torch.where(known.to(target.dtype) == target, known, fresh)
+        self._wide[index] = fresh
+        return fresh
+
+    def _average(self, averages: list[Tensor], currents: list[Tensor]) -> None:
+        if self.avg_fn is not None:
+            for average, current in zip(averages, currents, strict=True):
+                count = self.n_averaged.to(average.device)
+                average.copy_(self.avg_fn(average, current, count))
+            return
+        function = self.multi_avg_fn or get_swa_multi_avg_fn()
+        alike: defaultdict[Any, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        for average, current in zip(averages, currents, strict=True):
+            alike[average.device, average.dtype].append((average, current))
+        for (device, _), group in alike.items():
+            count = self.n_averaged.to(device)
+            function([a for a, _ in group], [c for _, c in group], count)
+
+
+def _working_dtype(dtype: torch.dtype) -> torch.dtype:
+    if dtype.is_floating_point or dtype.is_complex:
+        return torch.promote_types(dtype, torch.float32)
+    return torch.float64
+
+
+def _share_memory(tensors: Sequence[Tensor]) -> list[bool]:
+    """Which of these tensors share memory with another one."""
+    plain = [type(tensor) in PLAIN_TYPES for tensor in tensors]
+    starts = [t.data_ptr() if p else 0 for t, p in zip(tensors, plain, strict=True)]
+    sizes = [_extent(t) if p else 0 for t, p in zip(tensors, plain, strict=True)]
+    first = np.array(starts, np.int64)
+    return [bool(shared) for shared in overlapping(first, first + np.array(sizes, np.int64))]
+
+
+def _extent(tensor: Tensor) -> int:
+    """The bytes from the first element to the end of the last."""
+    if not tensor.numel():
+        return 0
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    return (1 + sum((size - 1) * stride for size, stride in steps)) * tensor.element_size()
+
+
+@torch.no_grad()
+def update_bn(
+    loader: Iterable[Any], model: Module, device: int | torch.device | None = None
+) -> None:
+    """Set the running statistics of all BatchNorm layers to those of one pass over the data.
+
+    Momentum, and the mode (train or eval) of each module, are put back, also if this fails; the
+    statistics too, if it fails.
+
+    Args:
+        loader: batches; of a list or tuple the first item is the model's input
+        model: what has such layers; without any, nothing is done
+        device: where inputs are to be moved
+
+    Raises:
+        ValueError: the loader is empty
+    """
+    layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    if not layers:
+        return
+    with _collecting(model, layers):
+        is_empty = True
+        for batch in loader:
+            is_empty = False
+            inputs = batch[0] if isinstance(batch, (list, tuple)) else batch
+            model(inputs if device is None else inputs.to(device))
+        if is_empty:
+            raise ValueError(
+                "update_bn: the loader gave no batch to take statistics from (a generator that "
+                "has been used up?); the statistics stay as they were"
+            )
+
+
+@contextmanager
+def _collecting(model: Module, layers: Sequence[_BatchNorm]) -> Iterator[None]:
+    """Train mode, and statistics that start anew and count all batches the same."""
+    modes = [(module, module.training) for module in model.modules()]
+    momenta = [(layer, layer.momentum) for layer in layers]
+    own = chain.from_iterable(layer.buffers(recurse=False) for layer in layers)
+    before = [(buffer, buffer.clone()) for buffer in own]
+    try:
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None
+        model.train()
+        yield
+    except BaseException:
+        for buffer, value in before:
+            buffer.copy_(value)
+        raise
+    finally:
+        for layer, momentum in momenta:
+            layer.momentum = momentum
+        for module, mode in modes:
+            module.training = mode
