@@ -24,3 +24,4 @@ from .optimizers import NAdam as NAdam
 from .optimizers import RAdam as RAdam
 from .optimizers import RMSprop as RMSprop
 from .optimizers import Rprop as Rprop
+from .optimizers import SparseAdam as SparseAdam

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .language import Formula, Program
 from .language.fields import Slot
+from .sparse import check_rows
 
 __all__ = [
     "PLAIN_TYPES",
@@ -57,9 +58,10 @@ def has_gaps_or_overlaps(tensor: Tensor) -> bool:
 class Facts:
     """What a back-end must know before it accepts parameters; equal facts share a launch.
 
-    `layout` is "dense", "strided" (gaps, or elements that share memory), "sparse" (the gradient),
-    "sharded" (a DTensor, whose part on this device is dense), "subclass" (of Tensor, among
-    parameter, gradient and state) or "lazy" (a conjugate or negative that memory does not show).
+    `layout` is "dense", "strided" (gaps, or elements that share memory), "rows" (a sparse gradient
+    has rows that are stretches of the parameter's memory), "sparse" (one has not), "sharded" (a
+    DTensor, whose part on this device is dense), "subclass" (of Tensor, among parameter, gradient
+    and state) or "lazy" (a conjugate or negative that memory does not show).
     `on_device`: the numbers of a parameter (counts, rates) are kept on its device, so that a step
     neither waits for the device nor needs the host when it is replayed.
     `request` is what `foreach`, `fused` and `differentiable` ask for: the name of a back-end, or
@@ -218,11 +220,24 @@ class Cohort:
         return self.hyperparameters.groups[self.group_indices[row]]
 
     def gradients(self) -> list[Any]:
-        """The gradient of each parameter, or None."""
+        """The gradient of each parameter, or None.
+
+        Raises:
+            RuntimeError: a sparse gradient has rows that its parameter has not
+        """
         grads = [param.grad for param in self.params]
+        if self.densify or self.facts.layout in ("rows", "sparse"):
+            for row, grad in enumerate(grads):
+                if grad is not None and grad.is_sparse:
+                    check_rows(grad, self.gradient_of(row))
         if self.densify:
             return [g.to_dense() if g is not None and g.is_sparse else g for g in grads]
         return grads
+
+    def gradient_of(self, row: int) -> str:
+        """The gradient of one parameter, in words."""
+        shape = tuple(self.params[row].shape)
+        return f"{self.program.name}: the gradient of a parameter of shape {shape}"
 
     def present(self) -> tuple[Cohort, list[Tensor]]:
         """The part of the cohort that has gradients in this step, and these."""
@@ -289,7 +304,7 @@ def _layout(program: Program, param: Tensor, grad: Tensor, state: Mapping[str, A
     entries = {name: state.get(name) for name in program.element_slots}
     kept = [param, *(entry for entry in entries.values() if entry is not None)]
     if grad.layout is not torch.strided:
-        return "sparse"
+        return "rows" if _has_rows(grad, kept) else "sparse"
     if _are_alike_shards(param, grad, kept):
         return "sharded"
     if any(type(tensor) not in PLAIN_TYPES for tensor in (grad, *kept)):
@@ -305,6 +320,18 @@ def _layout(program: Program, param: Tensor, grad: Tensor, state: Mapping[str, A
         ]
         return "dense" if all(x.is_contiguous() for x in (param, *sliced)) else "strided"
     return "strided" if has_gaps_or_overlaps(param) else "dense"
+
+
+def _has_rows(grad: Tensor, kept: Sequence[Tensor]) -> bool:
+    """Whether a sparse gradient's rows are stretches of the memory of what is `kept`."""
+    return (
+        grad.layout is torch.sparse_coo
+        and all(
+            type(tensor) in PLAIN_TYPES and not (tensor.is_conj() or tensor.is_neg())
+            for tensor in (grad, *kept)
+        )
+        and kept[0].is_contiguous()
+    )
 
 
 def local_part(tensor: Tensor) -> Tensor:

@@ -87,7 +87,8 @@ class Declaration:
                 raise TypeError(self._unexpected(name))
             given[name] = value
         return {
-            name: f.check(given.get(name, f.default), self.owner) for name, f in self.fields.items()
+            name: f.at_first.check(given.get(name, f.default), self.owner)
+            for name, f in self.fields.items()
         }
 
     def _unexpected(self, name: str) -> str:
@@ -233,6 +234,12 @@ def _formula(cls: Any) -> Formula:
             f"{cls.__name__}.update must be a static method of (param, grad, state, group), "
             f"got ({', '.join(taken)})"
         )
+    for name, slot in cls.declaration.slots.items():
+        if cls.sparse_only and (slot.initial is None or slot.over is not None):
+            raise TypeError(
+                f"{cls.__name__}.{name}: with sparse_only=True, state has a number for each "
+                "element from the start: zeros() or full()"
+            )
     fields = cls.declaration.rule_fields
     rule = Formula(cls.__name__, fields, cls.declaration.slots, cls.update)
     climb = [Maximize] if "maximize" in fields else []

@@ -21,15 +21,24 @@ def decay(param: Any, grad: Any, group: Any) -> tuple[Any, Any]:
     return param, l2(param, grad, group)
 
 
-def adam(param: Any, grad: Any, state: Any, group: Any) -> Any:
-    """One step of Adam without weight decay."""
+def adam(
+    param: Any,
+    grad: Any,
+    state: Any,
+    group: Any,
+    *,
+    amsgrad: bool = False,
+    corrects_eps: bool = False,
+) -> Any:
+    """One step of Adam without weight decay; `corrects_eps` adds eps before the correction."""
     beta1, beta2 = group.betas
     state.exp_avg = lerp(state.exp_avg, grad, 1 - beta1)
     state.exp_avg_sq = beta2 * state.exp_avg_sq + (1 - beta2) * grad * grad
     second_moment = state.exp_avg_sq
-    if group.amsgrad:
+    if amsgrad:
         second_moment = state.max_exp_avg_sq = maximum(state.max_exp_avg_sq, second_moment)
 
     step_size = group.lr / (1 - beta1**state.step)
-    denom = sqrt(second_moment) / sqrt(1 - beta2**state.step) + group.eps
+    denom = sqrt(second_moment) / sqrt(1 - beta2**state.step)
+    denom += group.eps / sqrt(1 - beta2**state.step) if corrects_eps else group.eps
     return param - step_size * state.exp_avg / denom

@@ -15,6 +15,7 @@ from .cohort import is_misshapen, keeps_numbers_on_device, state_shape
 from .language import Formula, Program
 from .language.expr import NoDimensionError
 from .language.program import program_for
+from .sparse import check_rows
 
 __all__ = ["CAPTURABLE", "Group", "Inspection", "Row", "check_dense", "check_unexpanded"]
 
@@ -43,6 +44,7 @@ class Inspection:
         formula, groups, state: the optimizer's
         grad_scale: what gradients are to be divided by, or None
         densify: whether sparse gradients are made dense
+        sparse_only: whether dense ones are refused
         known: the dtypes of the gradients of parameters that have been stepped before, by id;
             these keep their place while they have no gradient, so that gradients may come and go
     """
@@ -55,6 +57,7 @@ class Inspection:
         *,
         grad_scale: Any,
         densify: bool,
+        sparse_only: bool = False,
         known: Mapping[int, torch.dtype],
     ) -> None:
         self._formula = formula
@@ -62,6 +65,7 @@ class Inspection:
         self._state = state
         self._grad_scale = grad_scale
         self._densify = densify
+        self._sparse_only = sparse_only
         self._known = known
 
     def rows(self) -> list[Row]:
@@ -100,6 +104,9 @@ class Inspection:
             )
 
     def _keeps_place(self, param: Tensor, program: Program, have: Any) -> bool:
+        if self._sparse_only:
+            # it would keep the place of a dense one
+            return False
         known = self._known.get(id(param)) is param.dtype
         return known and not any(_lacks(have, name) for name in program.slots)
 
@@ -174,8 +181,16 @@ class Inspection:
                 f"{name}: the gradient of {self._where(row)} is {grad.dtype}, its parameter "
                 f"{param.dtype}: one is complex, the other is not"
             )
-        if grad.layout is not torch.strided:
+        if grad.layout is torch.sparse_coo:
             self._check_sparse(row, grad)
+        elif self._sparse_only:
+            raise RuntimeError(
+                f"{name} does not support dense gradients, please consider Adam instead "
+                f"({self._where(row)} has a gradient of layout {grad.layout}; {name} is for "
+                "sparse_coo: sparse=True in torch.nn.Embedding)"
+            )
+        elif grad.layout is not torch.strided:
+            raise self._refused_layout(row, grad)
 
     def _check_state(self, row: Row, have: Mapping[str, Any]) -> None:
         param, name = row.param, self._formula.name
@@ -193,9 +208,12 @@ class Inspection:
                 )
 
     def _check_sparse(self, row: Row, grad: Tensor) -> None:
-        if grad.layout is torch.sparse_coo and (row.program.is_idle or self._densify):
-            return
-        raise RuntimeError(
+        if not (row.program.is_idle or self._densify or self._sparse_only):
+            raise self._refused_layout(row, grad)
+        check_rows(grad, f"{self._formula.name}: the gradient of {self._where(row)}")
+
+    def _refused_layout(self, row: Row, grad: Tensor) -> RuntimeError:
+        return RuntimeError(
             f"{self._formula.name} does not support sparse gradients, please consider SparseAdam "
             f"instead ({self._where(row)} has a gradient of layout {grad.layout}; or make the "
             "gradient dense: sparse=False in torch.nn.Embedding)"

@@ -103,6 +103,9 @@ class Optimizer(Hooks, Flags, TorchOptimizer):
     formula: ClassVar[Formula | None] = None
     transforms: ClassVar[tuple[type[Transform], ...]] = ()
     densify: ClassVar[bool] = False
+    """Sparse gradients are made dense where rows that they leave out would move too."""
+    sparse_only: ClassVar[bool] = False
+    """Gradients must be sparse; the rows that they leave out are left alone."""
     starts_with_state: ClassVar[bool] = False
 
     declaration: ClassVar[Declaration]
@@ -201,6 +204,7 @@ class Optimizer(Hooks, Flags, TorchOptimizer):
             self.state,
             scaling=scaling,
             densify=self.densify,
+            sparse_only=self.sparse_only,
             before=None if self._held is None else self._held[0],
             kept=self.__dict__.setdefault("_kept", []),
         )

@@ -45,6 +45,7 @@ class Plan:
         *,
         scaling: Scaling,
         densify: bool = False,
+        sparse_only: bool = False,
         before: Plan | None = None,
         kept: list[Any],
     ) -> None:
@@ -58,12 +59,14 @@ class Plan:
         self._hyperparameters.refresh(self._grad_scale, waits=False)
         static = [formula.static({**g, "grad_scale": self._grad_scale}) for g in groups]
         self._kept = kept
+        self._sparse_only = sparse_only
         self._inspection = Inspection(
             formula,
             groups,
             state,
             grad_scale=self._grad_scale,
             densify=densify,
+            sparse_only=sparse_only,
             known={} if before is None else before.grad_dtypes(),
         )
         rows = self._inspection.rows()
@@ -95,7 +98,8 @@ class Plan:
         for row, shared in zip(rows, aliased.tolist(), strict=True):
             group, state, grad = self._groups[row.group], self._state[row.param], row.param.grad
             grad = row.param.detach() if grad is None else grad
-            densify = grad.layout is torch.sparse_coo and not row.program.is_idle
+            leaves_rows_out = row.program.is_idle or self._sparse_only
+            densify = grad.layout is torch.sparse_coo and not leaves_rows_out
             pair = (row.param, grad.to_dense() if densify else grad)
             facts = facts_of(row.program, static[row.group], pair, state, group)
             key = (row.program, facts, shared, densify)

@@ -42,6 +42,11 @@ ELSEWHERE = {
     "a Tensor rate on an accelerator with `capturable=False`": ("test_cuda", "test_no_step_waits"),
     "`torch.compile` around a step": ("test_compile", "test_a_training_step_under_torch_compile"),
     "`Muon`, the precision of its products": ("test_muon", "test_what_a_device_iterates_in"),
+    '`state["step"]` of `SparseAdam`': ("test_sparse", "test_the_count_of_steps"),
+    "indices of a sparse gradient that are out of range": (
+        "test_sparse",
+        "test_rows_that_do_not_exist",
+    ),
     "`Muon`, parameters of more than two dimensions": (
         "test_muon",
         "test_convolutions_are_matrices_of_out_channels_and_the_rest",

@@ -23,7 +23,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # The one table of layers: a module imports from rows above its own, and nothing beside itself.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("language", "extra", "hooks", "matching", "quasi_newton"),
+    ("language", "extra", "hooks", "matching", "quasi_newton", "sparse"),
     ("cohort", "declaration", "formulas", "lr_scheduler"),
     ("native", "param_groups", "state_dict"),
     ("backends", "groups", "inspection", "state"),

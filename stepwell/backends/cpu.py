@@ -12,12 +12,14 @@ import torch
 
 from ..cohort import Cohort, Facts, Scaling
 from ..language import Program
+from ..language.program import WHOLE
 from ..native import llvm, openmp
 from ..native.assembly import CONTEXT
 from ..native.calls import builtin, entry
 from ..native.lowering import SUPPORTED, Lowering
 from ..native.nests import SlicedLowering
 from ..native.reading import Reading, dtypes_of, slots_of, unreadable
+from ..native.rows import RowReading
 from ..native.slices import unsliceable
 
 NAME = "cpu"
@@ -40,7 +42,9 @@ def refuses(program: Program, facts: Facts) -> str | None:
         return f"memory on {facts.device}"
     if torch.float16 in dtypes_of(facts) and llvm.features().isdisjoint({"f16c", "neon"}):
         return "no conversion of float16 in this processor"
-    return unreadable(program, facts)
+    if facts.layout == "rows" and not program.ops.isdisjoint(WHOLE):
+        return "a reduction over rows that are not there"
+    return unreadable(program, facts, ("dense", "sharded", "rows"))
 
 
 @cache
@@ -63,10 +67,25 @@ class Launch:
         self.cohort = cohort
         dtypes = tuple(slots_of(cohort).items())
         self._schedule, self._call = _compiled(cohort.program, dtypes)
-        self._reading = Reading(cohort, self._schedule)
+        has_rows = cohort.facts.layout == "rows"
+        self._reading = (RowReading if has_rows else Reading)(cohort, self._schedule)
         self._make_tables()
         # nothing else changes from step to step
-        self.load = self._reading.load
+        self.load = self._load_rows if has_rows else self._reading.load
+
+    def _load_rows(self, _: Scaling) -> bool:
+        """Read this step's gradients, whose rows are its blocks."""
+        rows = self._reading
+        assert isinstance(rows, RowReading)
+        if not rows.load():
+            return False
+        for name, table in (("blocks", rows.blocks), ("first_block", rows.first)):
+            self._tables[name] = table
+            self._context[CONTEXT.index(name)] = table.ctypes.data
+        self._work = np.concatenate([[0], np.cumsum(rows.blocks[:, 2] + 64)])
+        self._most_threads = max(1, int(self._work[-1]) // GRAIN)
+        self._threads = 0
+        return True
 
     def _make_tables(self) -> None:
         cohort, schedule, sizes = self.cohort, self._schedule, self._reading.sizes

@@ -1,5 +1,6 @@
 """What a rule may say: hyperparameters with ranges, state, and the functions of a formula."""
 
+from .fields import AtFirst as AtFirst
 from .fields import Decay as Decay
 from .fields import Message as Message
 from .fields import NonNegative as NonNegative

@@ -73,6 +73,13 @@ class Message:
     text: str
 
 
+@dataclass(frozen=True)
+class AtFirst:
+    """The range of what a constructor takes, where groups may go further: a rate that ends at 0."""
+
+    range: Range
+
+
 # every number may be a Tensor of one element, so that type checkers let it through
 NonNegative = Annotated[float | Tensor, Range(0)]
 Positive = Annotated[float | Tensor, Range(0, open="(")]
@@ -113,6 +120,12 @@ class Field:
     spoken: str | None = None
     keyword_only: bool = False
     fixed: bool = False
+    first_range: Range | None = None
+
+    @property
+    def at_first(self) -> Field:
+        """The hyperparameter as a constructor takes it."""
+        return self if self.first_range is None else replace(self, range=self.first_range)
 
     @property
     def allowed(self) -> str:
@@ -367,7 +380,8 @@ def _field(owner: str, name: str, hint: Any, default: Any) -> Field:
     kinds = [kind for kind in kinds if kind not in (type(None), Tensor)]
     hint = kinds[0] if len(kinds) == 1 else hint
     spoken = next((m.text for m in metadata if isinstance(m, Message)), None)
-    known = partial(Field, name, default, optional=optional, spoken=spoken)
+    first = next((m.range for m in metadata if isinstance(m, AtFirst)), None)
+    known = partial(Field, name, default, optional=optional, spoken=spoken, first_range=first)
     if hint is bool:
         return known("flag")
     if get_origin(hint) is Literal:

@@ -18,6 +18,9 @@ Update = Callable[[Any, Any, Any, Any], Any]
 
 STEP = Slot(0.0, scalar=True)
 
+# what depends on how many elements there are, and on those of other rows
+WHOLE = REDUCTIONS | ALONG | {"numel", "extent"}
+
 # `state.grad = ...` rewrites the gradient itself; it is no entry of the state
 REWRITABLE = {"grad": Slot(None)}
 
@@ -112,12 +115,19 @@ class Program:
 
     @cached_property
     def is_idle(self) -> bool:
-        """Whether a zero gradient changes nothing, so that absent rows need no visit."""
+        """Whether nothing changes where the gradient is zero, so that absent rows need no visit.
+
+        The numbers of a parameter, such as its count of steps, belong to no row.
+        """
+        if self.is_sliced:
+            return False
         zero: set[int] = set()
         same: dict[int, int] = {}
         for node in self.nodes:
             args = [same.get(arg.index, arg.index) for arg in node.args]
             zeros = [arg in zero for arg in args]
+            if node.op in WHOLE and not (node.op == "sum" and zeros[0]):
+                return False
             if _stays_zero(node, zeros):
                 zero.add(node.index)
             elif node.op in ("add", "sub") and zeros[1]:
@@ -126,8 +136,9 @@ class Program:
                 same[node.index] = args[1]
         inputs = {node.value or node.op: node.index for node in self.nodes if not node.args}
         return all(
-            name == "grad" or same.get(node.index, node.index) == inputs.get(name)
+            same.get(node.index, node.index) == inputs.get(name)
             for name, node in self.outputs.items()
+            if name not in {"grad", *self.scalar_slots}
         )
 
 
@@ -138,7 +149,7 @@ def _stays_zero(node: Expr, zeros: list[bool]) -> bool:
         return any(zeros)
     if node.op == "div":
         return zeros[0]
-    return node.op in ("neg", "abs", "sqrt", "sign", "add", "sub", "sum") and all(zeros)
+    return node.op in ("neg", "abs", "sqrt", "sign", "add", "sub") and all(zeros)
 
 
 def trace(

@@ -38,9 +38,11 @@ def dtypes_of(facts: Facts) -> set[torch.dtype]:
     return {REAL.get(dtype, dtype) for dtype in found}
 
 
-def unreadable(program: Program, facts: Facts) -> str | None:
-    """Why native code could not work with the memory of such parameters, or None."""
-    if facts.layout not in ("dense", "sharded"):
+def unreadable(
+    program: Program, facts: Facts, layouts: tuple[str, ...] = ("dense", "sharded")
+) -> str | None:
+    """Why native code for these layouts could not work with such parameters, or None."""
+    if facts.layout not in layouts:
         return f"{facts.layout} memory"
     if facts.layout == "sharded" and not program.ops.isdisjoint(ACROSS_PARTS):
         return "a reduction over parts that lie elsewhere"

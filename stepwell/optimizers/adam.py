@@ -65,4 +65,4 @@ class Adam(Optimizer):
     def update(param: Any, grad: Any, state: Any, group: Any) -> Any:
         """The formula."""
         param, grad = decay(param, grad, group)
-        return adam(param, grad, state, group)
+        return adam(param, grad, state, group, amsgrad=group.amsgrad)

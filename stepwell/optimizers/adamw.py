@@ -56,4 +56,4 @@ class AdamW(Optimizer):
     def update(param: Any, grad: Any, state: Any, group: Any) -> Any:
         """The formula."""
         param, grad = decay(param, grad, group)
-        return adam(param, grad, state, group)
+        return adam(param, grad, state, group, amsgrad=group.amsgrad)
