@@ -13,8 +13,8 @@ __all__ = ["Library", "constant", "features", "load"]
 _lock = threading.Lock()
 
 
-@cache
-def _target() -> Any:
+def _machine() -> Any:
+    """A machine of its own for each engine, which takes it along when it goes."""
     import llvmlite.binding as llvm
 
     llvm.initialize_native_target()
@@ -54,7 +54,7 @@ def load(ir: str, *, optimise: bool = True) -> Library:
     with _lock:
         module = llvm.parse_assembly(ir)
         module.verify()
-        machine = _target()
+        machine = _machine()
         if optimise:
             options = llvm.create_pipeline_tuning_options(speed_level=3)
             options.loop_vectorization = options.slp_vectorization = True

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..cohort import PLAIN_TYPES
 from . import llvm
+from .calls import builtin, entry, python_function
 
 __all__ = [
     "DIFFERS",
@@ -64,8 +65,8 @@ IR = """
 define internal i1 @look(ptr %item, ptr %facts, ptr %address) {{
 entry:
   %tensor = alloca %DLTensor, align 8
-  %type = call ptr inttoptr (i64 {PyObject_Type} to ptr)(ptr %item)
-  call void inttoptr (i64 {Py_DecRef} to ptr)(ptr %type)
+  %type = call ptr {PyObject_Type}(ptr %item)
+  call void {Py_DecRef}(ptr %type)
   %type_word = ptrtoint ptr %type to i64
   %tensor_type = icmp eq i64 %type_word, {tensor_type}
   %parameter_type = icmp eq i64 %type_word, {parameter_type}
@@ -132,7 +133,7 @@ note:
   ret i1 true
 
 raised:
-  call void inttoptr (i64 {PyErr_Clear} to ptr)()
+  call void {PyErr_Clear}()
   ret i1 false
 
 differs:
@@ -178,12 +179,12 @@ next:
   br i1 %end, label %done, label %param
 
 param:
-  %p = call ptr inttoptr (i64 {PyList_GetItem} to ptr)(ptr %params, i64 %row)
+  %p = call ptr {PyList_GetItem}(ptr %params, i64 %row)
   %p_same = call i1 @look_at(ptr %p, i64 0, i64 %row, ptr %context)
   br i1 %p_same, label %state, label %differs
 
 state:
-  %dict = call ptr inttoptr (i64 {PyList_GetItem} to ptr)(ptr %states, i64 %row)
+  %dict = call ptr {PyList_GetItem}(ptr %states, i64 %row)
   br label %entries
 
 entries:
@@ -194,7 +195,7 @@ entries:
 find:
   %key_at = getelementptr ptr, ptr %keys, i64 %k
   %key = load ptr, ptr %key_at
-  %value = call ptr inttoptr (i64 {PyDict_GetItemWithError} to ptr)(ptr %dict, ptr %key)
+  %value = call ptr {PyDict_GetItemWithError}(ptr %dict, ptr %key)
   %missing = icmp eq ptr %value, null
   br i1 %missing, label %raised, label %found
 
@@ -210,12 +211,12 @@ grad:
   br i1 %own_grads, label %own, label %given
 
 own:
-  %attribute = call ptr inttoptr (i64 {PyObject_GetAttr} to ptr)(ptr %p, ptr {grad_name})
+  %attribute = call ptr {PyObject_GetAttr}(ptr %p, ptr {grad_name})
   br label %have
 
 given:
-  %listed = call ptr inttoptr (i64 {PyList_GetItem} to ptr)(ptr %grads, i64 %row)
-  call void inttoptr (i64 {Py_IncRef} to ptr)(ptr %listed)
+  %listed = call ptr {PyList_GetItem}(ptr %grads, i64 %row)
+  call void {Py_IncRef}(ptr %listed)
   br label %have
 
 have:
@@ -228,7 +229,7 @@ check:
   br i1 %is_absent, label %absent, label %present
 
 absent:
-  call void inttoptr (i64 {Py_DecRef} to ptr)(ptr %g)
+  call void {Py_DecRef}(ptr %g)
   %table_at = getelementptr i64, ptr %context, i64 5
   %table = load ptr, ptr %table_at
   %last_row = mul i64 %last_slot, %rows
@@ -243,13 +244,13 @@ present:
   br i1 %g_same, label %turn, label %drop
 
 turn:
-  %answer = call ptr inttoptr (i64 {PyObject_CallOneArg} to ptr)(ptr {is_turned}, ptr %g)
-  call void inttoptr (i64 {Py_DecRef} to ptr)(ptr %g)
+  %answer = call ptr {PyObject_CallOneArg}(ptr {is_turned}, ptr %g)
+  call void {Py_DecRef}(ptr %g)
   %is_answer = icmp ne ptr %answer, null
   br i1 %is_answer, label %judge, label %raised
 
 judge:
-  call void inttoptr (i64 {Py_DecRef} to ptr)(ptr %answer)
+  call void {Py_DecRef}(ptr %answer)
   %is_straight = icmp eq ptr %answer, {false}
   br i1 %is_straight, label %straight, label %turned
 
@@ -258,11 +259,11 @@ straight:
   br label %next
 
 drop:
-  call void inttoptr (i64 {Py_DecRef} to ptr)(ptr %g)
+  call void {Py_DecRef}(ptr %g)
   ret i64 {differs}
 
 raised:
-  call void inttoptr (i64 {PyErr_Clear} to ptr)()
+  call void {PyErr_Clear}()
   br label %differs
 
 turned:
@@ -302,12 +303,8 @@ def overlapping(
     return found
 
 
-def _python_function(name: str) -> int:
-    return ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value or 0
-
-
 @cache
-def _read(is_turned: Any) -> tuple[llvm.Library, Any]:
+def _read(is_turned: Any) -> Any:
     names = (
         "PyDict_GetItemWithError",
         "PyErr_Clear",
@@ -329,14 +326,12 @@ def _read(is_turned: Any) -> tuple[llvm.Library, Any]:
         turned=TURNED,
         partly=PARTLY,
         no_gradient=NO_GRADIENT,
-        **{name: _python_function(name) for name in names},
+        **{name: python_function(name) for name in names},
         **{name: f"inttoptr (i64 {id(value)} to ptr)" for name, value in objects.items()},
     )
     # calls, one after the other: optimising them takes longer than it ever saves
-    library = llvm.load(ir, optimise=False)
-    # PYFUNCTYPE keeps the interpreter's lock, which the calls into Python need
-    of_lists = ctypes.PYFUNCTYPE(ctypes.c_int64, *[ctypes.py_object] * 3, ctypes.c_void_p)
-    return library, of_lists(library.address("read"))
+    call = entry("read", ["object", "object", "object", "address"], result=True)
+    return builtin(llvm.load(ir + call, optimise=False), "read")
 
 
 class _DLTensor(ctypes.Structure):
@@ -395,7 +390,7 @@ class Reader:
         self._context = np.array([len(params), len(keys), *pointers], np.int64)
         self._at = self._context.ctypes.data
         is_complex = params[0].is_complex()
-        self._library, self._call = _read(_is_turned if is_complex else Tensor.is_neg)
+        self._call = _read(_is_turned if is_complex else Tensor.is_neg)
 
     def read(
         self,
@@ -404,4 +399,5 @@ class Reader:
         grads: list[Any] | None = None,
     ) -> int:
         """Fill `addresses` if everything is as it was; without `grads`, each parameter's own."""
-        return int(self._call(params, states, grads, self._at))
+        found: int = self._call(params, states, grads, self._at)
+        return found
