@@ -126,8 +126,8 @@ def _all(rule: type[Any], twin: type[Any], flags: Mapping[str, Any], **same: Any
     yield _case(rule, twin, **{**same, "lr": torch.tensor(0.02)})
 
 
-def compiled_for_gpus(cases: Sequence[Case]) -> tuple[Case, ...]:
-    """Those that have kernels for GPUs: what goes by rows and columns has none yet."""
+def per_element(cases: Sequence[Case]) -> tuple[Case, ...]:
+    """All but those by rows and columns, which have no kernels for GPUs yet."""
     return tuple(case for case in cases if case.rule is not stepwell.Adafactor)
 
 
@@ -168,7 +168,7 @@ CASES: tuple[Case, ...] = (
 
 if is_interpreting():
     # it takes its time: every third combination, the rest is the same kernels without a term
-    CASES = compiled_for_gpus(CASES)[::3]
+    CASES = per_element(CASES)[::3]
 
 # one of each rule, for questions that no flag changes
 PLAIN: tuple[Case, ...] = (
@@ -188,7 +188,7 @@ PLAIN: tuple[Case, ...] = (
 )
 
 if is_interpreting():
-    PLAIN = compiled_for_gpus(PLAIN)
+    PLAIN = per_element(PLAIN)
 
 
 def named(cases: Sequence[Any]) -> dict[str, Any]:

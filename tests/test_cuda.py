@@ -27,7 +27,19 @@ from stepwell.language import ClipNorm, Decay, NonNegative, lerp, zeros
 from stepwell.language import sum as total
 from stepwell.native.triton_jit import is_interpreting
 
-from .cases import CASES, FLOATS, PLAIN, SIZES, Case, Shapes, named, numbers, parameters, set_grads
+from .cases import (
+    CASES,
+    FLOATS,
+    PLAIN,
+    SIZES,
+    Case,
+    Shapes,
+    named,
+    numbers,
+    parameters,
+    per_element,
+    set_grads,
+)
 from .compare import (
     Entry,
     assert_same_bits,
@@ -170,13 +182,13 @@ def check_kernels(case: Case, dtype: torch.dtype) -> None:
         assert_near(found, reference, LIMITS[dtype], f"{case.name}, {name}")
 
 
-@pytest.mark.parametrize("case", **named(CASES))
+@pytest.mark.parametrize("case", **named(per_element(CASES)))
 def test_kernels_do_what_the_formula_says(case: Case) -> None:
     check_kernels(case, torch.float32)
 
 
 @pytest.mark.parametrize("dtype", **named((*FLOATS[1:], torch.complex64)))
-@pytest.mark.parametrize("case", **named(PLAIN))
+@pytest.mark.parametrize("case", **named(per_element(PLAIN)))
 def test_kernels_for_other_dtypes(case: Case, dtype: torch.dtype) -> None:
     check_kernels(case, dtype)
 
@@ -184,7 +196,9 @@ def test_kernels_for_other_dtypes(case: Case, dtype: torch.dtype) -> None:
 # one after the other, but hundreds of kernels are compiled
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", **named(FLOATS[1:]))
-@pytest.mark.parametrize("case", **named([case for case in CASES if case not in PLAIN]))
+@pytest.mark.parametrize(
+    "case", **named([case for case in per_element(CASES) if case not in PLAIN])
+)
 def test_kernels_for_every_flag_and_dtype(case: Case, dtype: torch.dtype) -> None:
     check_kernels(case, dtype)
 
@@ -205,7 +219,7 @@ def test_rules_from_outside(rule: type[Any], dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("name", ["foreach", "eager"])
 @pytest.mark.parametrize("dtype", **named((*FLOATS, torch.complex64)))
-@pytest.mark.parametrize("case", **named(PLAIN))
+@pytest.mark.parametrize("case", **named(per_element(PLAIN)))
 def test_the_other_back_ends(case: Case, dtype: torch.dtype, name: str) -> None:
     reference = trained(lambda p: case.make(p, foreach=False), layouts(dtype, "cpu"), 4)
     found = trained(lambda p: case.make(p, foreach=name == "foreach"), layouts(dtype), 4)
@@ -227,7 +241,7 @@ def test_the_other_back_ends_run_rules_from_outside(
     assert_near(found, reference, RULE_LIMITS[dtype], f"{rule.__name__} on {name}")
 
 
-@pytest.mark.parametrize("case", **named(PLAIN))
+@pytest.mark.parametrize("case", **named(per_element(PLAIN)))
 def test_extreme_gradients(case: Case) -> None:
     """NaN, infinities, subnormal and huge numbers go where they go on a CPU."""
     values = [0.0, -0.0, 1e-45, -1e-38, 1e38, -1e38, torch.inf, -torch.inf, torch.nan, 1e-20] * 200
@@ -252,7 +266,7 @@ def split(params: Sequence[Any], sizes: Sequence[int]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("flags", **named(tuple(FLAGS)))
-@pytest.mark.parametrize("case", **named(PLAIN))
+@pytest.mark.parametrize("case", **named(per_element(PLAIN)))
 def test_same_bits_for_any_split_into_groups(case: Case, flags: str) -> None:
     options = FLAGS[flags]
     whole = trained(lambda p: case.make(p, **options), layouts(torch.float32), 3)
@@ -361,7 +375,7 @@ def has_tensors(case: Case) -> bool:
     return any(map(torch.is_tensor, spread))
 
 
-TWINS = [case for case in CASES if case.twin is not None and not has_tensors(case)]
+TWINS = [case for case in per_element(CASES) if case.twin is not None and not has_tensors(case)]
 
 
 @pytest.mark.parametrize("case", **named(TWINS))
@@ -385,7 +399,7 @@ FORMS: Mapping[str, dict[str, bool]] = {
 }
 STATES = [
     pytest.param(case, flags, id=f"{case.name}-{name}")
-    for case in PLAIN
+    for case in per_element(PLAIN)
     for name, flags in FORMS.items()
     if case.twin is not None and all(takes(case.twin, flag) for flag in flags)
 ]
@@ -515,7 +529,7 @@ def scaled(
     ids=str,
 )
 @pytest.mark.parametrize("name", FLAGS)
-@pytest.mark.parametrize("case", **named(PLAIN))
+@pytest.mark.parametrize("case", **named(per_element(PLAIN)))
 def test_a_scaler(case: Case, name: str, overflows: Sequence[int], unscale: bool) -> None:
     flags = FLAGS[name]
     ours, plain = case.make(drawn(), **flags), case.make(drawn(), **flags)
@@ -578,7 +592,7 @@ def variants(form: str, flags: Callable[[Case], dict[str, bool]]) -> dict[str, M
     def make(case: Case) -> Make:
         return lambda params: case.make(params, **flags(case))
 
-    return {f"{case.name} {form}": make(case) for case in PLAIN}
+    return {f"{case.name} {form}": make(case) for case in per_element(PLAIN)}
 
 
 QUIET: Mapping[str, Make] = {
@@ -1177,7 +1191,7 @@ def test_nothing_is_compiled_again(compilations: list[str]) -> None:
     assert sorted(compilations) == first
 
 
-@pytest.mark.parametrize("case", **named(PLAIN))
+@pytest.mark.parametrize("case", **named(per_element(PLAIN)))
 def test_without_triton(
     case: Case, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import stepwell
 from stepwell.native.triton_jit import is_interpreting
 
-from .cases import NATIVE, PLAIN, REQUESTS, Case, named, numbers, parameters, set_grads
+from .cases import NATIVE, PLAIN, REQUESTS, Case, named, numbers, parameters, per_element, set_grads
 from .compare import (
     assert_same_bits,
     assert_same_training,
@@ -76,7 +76,7 @@ def _step(
 
 @pytest.mark.parametrize("grad_layout", GRADS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("case", **named(PLAIN))
+@pytest.mark.parametrize("case", **named(per_element(PLAIN)))
 def test_layouts(case: Case, layout: str, grad_layout: str) -> None:
     build, backend = LAYOUTS[layout]
     plain = _step(lambda p: case.make(p, foreach=False), build().contiguous(), GRADS["contiguous"])
@@ -220,7 +220,7 @@ def test_tied_parameters() -> None:
 
 
 @pytest.mark.parametrize("request_", REQUESTS)
-@pytest.mark.parametrize("case", **named(PLAIN))
+@pytest.mark.parametrize("case", **named(per_element(PLAIN)))
 def test_a_lazily_conjugated_gradient(case: Case, request_: str) -> None:
     if request_ == NATIVE:
         options: dict[str, Any] = {}
@@ -242,7 +242,7 @@ def test_a_lazily_conjugated_gradient(case: Case, request_: str) -> None:
 
 
 @pytest.mark.parametrize("request_", REQUESTS)
-@pytest.mark.parametrize("case", **named(PLAIN))
+@pytest.mark.parametrize("case", **named(per_element(PLAIN)))
 def test_a_lazily_negated_gradient(case: Case, request_: str) -> None:
     lazy, plain = (parameters(((4, 6), (7,)), torch.float32) for _ in range(2))
     one, other = (case.make(p, **REQUESTS[request_]) for p in (lazy, plain))
@@ -466,7 +466,7 @@ def test_parameters_are_listed_in_place(pair: tuple[Any, Any]) -> None:
 
 
 @pytest.mark.parametrize("request_", REQUESTS)
-@pytest.mark.parametrize("case", **named(PLAIN))
+@pytest.mark.parametrize("case", **named(per_element(PLAIN)))
 def test_a_model_is_retyped(case: Case, request_: str) -> None:
     """As .double() does: new numbers in the same parameters; the state keeps its precision."""
     params = parameters(((4, 6), (7,)), torch.float32)

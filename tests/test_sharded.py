@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 
 import stepwell
 
-from .cases import NATIVE, PLAIN, numbers
+from .cases import NATIVE, PLAIN, numbers, per_element
 from .compare import assert_within, backends
 from .rules import LAMB
 
@@ -49,7 +49,9 @@ def _same_as_whole(mesh: Any) -> None:
                     param.grad = grad
                 sharded.step()
                 plain.step()
-            assert backends(sharded) == {NATIVE}, (case.name, cut)
+            # sums over what lies elsewhere are for those who know where
+            backend = NATIVE if case in per_element(PLAIN) else "eager"
+            assert backends(sharded) == {backend}, (case.name, cut)
             for param, whole in zip(params, wholes, strict=True):
                 # the same operations on the same numbers, but in other places of a vector
                 assert_within(param.full_tensor(), whole.detach(), 2, f"{case.name} {cut}")

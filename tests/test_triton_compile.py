@@ -29,7 +29,7 @@ from stepwell.native.reading import slots_of
 from stepwell.native.triton_jit import OPTIONS, is_interpreting, load, options
 from stepwell.native.triton_source import SUPPORTED, Source
 
-from .cases import FLOATS, PLAIN, SIZES, Case, Shapes, named, parameters, train
+from .cases import FLOATS, PLAIN, SIZES, Case, Shapes, named, parameters, per_element, train
 from .rules import LAMB, RULES
 
 triton = pytest.importorskip("triton", reason="it is Triton that compiles the kernels")
@@ -99,7 +99,7 @@ def _source_of(program: Program, dtypes: str, *, on_device: bool) -> Source:
 
 def _rules() -> Iterator[tuple[str, Program]]:
     """Each rule in a later step; and in its first, where what starts unset is absent."""
-    plain = [(case.name, case.rule.formula, case.options) for case in PLAIN]
+    plain = [(case.name, case.rule.formula, case.options) for case in per_element(PLAIN)]
     for name, formula, flags in (*plain, *((r.__name__, r.formula, {}) for r in RULES)):
         yield name, program_for(formula, flags)
         unset = frozenset(entry for entry, slot in formula.slots.items() if slot.initial is None)
@@ -314,7 +314,7 @@ def test_every_operation_rounds_to_nearest(compiled: Compiled) -> None:
 
 
 @pytest.mark.parametrize("dtypes", ["float32", "bfloat16"])
-@pytest.mark.parametrize("case", **named(PLAIN))
+@pytest.mark.parametrize("case", **named(per_element(PLAIN)))
 def test_they_compile_for_amd_too(case: Case, dtypes: str) -> None:
     jobs = _jobs(program_for(case.rule.formula, case.options), dtypes)
     made = [_compile(*job, CDNA3).asm["amdgcn"] for job in jobs]
@@ -385,7 +385,7 @@ def test_other_rates_have_the_same_kernels(
     assert first is second
 
 
-@pytest.mark.parametrize("case", **named(PLAIN))
+@pytest.mark.parametrize("case", **named(per_element(PLAIN)))
 def test_other_tensors_have_the_same_kernels(case: Case) -> None:
     def text(shapes: Shapes) -> str:
         optimizer = train(case.make, parameters(shapes, torch.float32), 2)

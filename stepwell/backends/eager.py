@@ -187,7 +187,16 @@ class _Row:
             target.copy_(torch.view_as_complex(value.contiguous()))
             return
         target = torch.view_as_real(target) if target.is_complex() else target
-        target.copy_(value) if isinstance(value, Tensor) else target.fill_(value)
+        target.copy_(_cut_as(target, value)) if isinstance(value, Tensor) else target.fill_(value)
+
+
+def _cut_as(target: Any, value: Any) -> Tensor:
+    """The value, cut up over processes as the target is if both are DTensors."""
+    placements = getattr(target, "placements", None)
+    if placements is None or getattr(value, "placements", placements) == placements:
+        return value
+    cut: Tensor = value.redistribute(placements=placements)
+    return cut
 
 
 class _State:
