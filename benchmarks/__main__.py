@@ -25,6 +25,8 @@ from .devices import Cuda, Host
 from .gpu_cases import FULL, TINY
 from .lbfgs import DESCENTS, Reached, descents_table, saved
 from .measure import Result, copy_bandwidth, measure
+from .sparse import EMBEDDINGS, Raced, embeddings_table
+from .sparse import saved as saved_embedding
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -48,9 +50,12 @@ def main(arguments: list[str] | None = None) -> int:
     descents = [descent.measure() for descent in DESCENTS if options.only in str(descent)]
     if descents:
         console.print(descents_table(descents))
+    raced = [embedding.measure() for embedding in EMBEDDINGS if options.only in str(embedding)]
+    if raced:
+        console.print(embeddings_table(raced))
     if options.json:
-        _save(options.json, results, costs, descents)
-    missed = any(r.misses() for r in [*results, *descents])
+        _save(options.json, results, costs, descents, raced)
+    missed = any(r.misses() for r in [*results, *descents, *raced])
     return int(missed or any(value > cost.limit for cost, value in costs))
 
 
@@ -90,6 +95,7 @@ def _save(
     results: list[Result],
     costs: list[tuple[Cost, float]],
     descents: list[Reached],
+    raced: list[Raced],
 ) -> None:
     rows = [
         {
@@ -107,6 +113,7 @@ def _save(
         {"what": c.what, "value": round(v, 4), "unit": c.unit, "limit": c.limit} for c, v in costs
     ]
     found = {"speeds": rows, "costs": once, "lbfgs": [saved(reached) for reached in descents]}
+    found["sparse"] = [saved_embedding(one) for one in raced]
     path.write_text(json.dumps({"machine": describe(), **found}, indent=1))
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import stepwell
+from benchmarks.sparse import Embedding, saved
 from stepwell.language import unset
 
 from .cases import Case, named, numbers
@@ -514,3 +515,13 @@ def test_loaded_state_goes_on_to_the_bit() -> None:
     for step in range(5, 9):
         _step(resumed, step)
     assert_same_training(resumed, straight, "resumed")
+
+
+# The benchmark
+
+
+def test_the_benchmark_looks_at_numbers() -> None:
+    raced = Embedding("SparseAdam", 100, 10).measure()
+    assert not raced.misses()
+    assert raced._replace(apart=float("nan")).misses() == ["nan away from torch"]
+    assert saved(raced)["work"] == "SparseAdam sparse 100 x 64, 10 rows"
