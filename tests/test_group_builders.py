@@ -16,6 +16,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.utils import parametrizations
+from torch.nn.utils.parametrize import register_parametrization
 
 import stepwell
 from stepwell.groups import (
@@ -194,6 +195,13 @@ def test_a_child_called_module_keeps_its_name():
 
 
 @each_builder
+def test_a_module_may_hold_itself(build):
+    model = mlp()
+    model[0].parent = model
+    assert flat(build(model)).keys() == dict(model.named_parameters()).keys()
+
+
+@each_builder
 def test_groups_can_be_copied_and_pickled(build):
     groups = build(Transformer(tied=True))
     for made in (copy.deepcopy(groups), pickle.loads(pickle.dumps(groups))):
@@ -309,6 +317,11 @@ def test_biases_norms_and_embeddings_do_not_decay():
         (
             parametrizations.spectral_norm(nn.Embedding(3, 3)),
             {"parametrizations.weight.original"},
+        ),
+        (
+            register_parametrization(nn.ParameterDict({"pos_embed": torch.ones(2, 2)}), "pos_embed",
+                                     nn.Tanh()),
+            {"parametrizations.pos_embed.original"},
         ),
         (nn.ParameterDict({"cls_token": nn.Parameter(torch.ones(1, 1, 4))}), {"cls_token"}),
     ],
@@ -603,6 +616,15 @@ def test_groups_that_have_a_rate_keep_it_as_what_is_multiplied():
         ("0.*, layer 0", 0.1),
         ("layer 1", Times(0.5)),
         ("layer 2", Times(1.0)),
+    ]
+
+
+def test_layers_are_in_the_order_of_the_model_whatever_the_groups():
+    found = layerwise_decay(by_pattern(mlp(), {"4.*": {}, "2.*": {"lr": Times(0.5)}}), 0.5)
+    assert [(names([g])[0][0], g["lr"].factor) for g in found] == [
+        ("4.weight", 1.0),
+        ("2.weight", 0.25),
+        ("0.weight", 0.25),
     ]
 
 
