@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -403,3 +404,11 @@ def test_nothing_global_is_used():
     plot.momenta(steps=3)
     assert "matplotlib.figure" in sys.modules
     assert "matplotlib.pyplot" not in sys.modules
+
+
+def test_every_picture_that_a_page_shows_is_there():
+    shown = set()
+    for page in (ROOT / "docs").glob("*.md"):
+        shown |= set(re.findall(r"\]\((pictures/[\w-]+\.png)\)", page.read_text()))
+    assert "pictures/ravine.png" in shown
+    assert all((ROOT / "docs" / path).is_file() for path in shown)
