@@ -227,16 +227,10 @@ def _ends(index: int) -> tuple[Exception | None, Exception | None]:
     return one, other
 
 
-# where our words are yet to be mended
-PENDING = ("Muon, {'adjust_lr_fn': 'x'}, a matrix", "Rprop, {'etas': (nan, 1.2)}, a matrix")
-
-
 @pytest.mark.parametrize("index", range(len(CALLS)), ids=map(str, CALLS))
 def test_our_words_begin_with_torchs(index: int) -> None:
     one, other = _ends(index)
-    if str(CALLS[index]) in PENDING:
-        assert not _agree(one, other), "mended: take it out of PENDING"
-    elif not _agree(one, other):
+    if not _agree(one, other):
         rows = _rows(CALLS[index])
         assert rows, f"torch: {one!r}\nours: {other!r}"
         assert all(map(row, rows))

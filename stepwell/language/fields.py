@@ -68,7 +68,8 @@ class ZeroIsOff:
 
 @dataclass(frozen=True)
 class Message:
-    """The words with which a refusal of this hyperparameter begins; {value} is filled in."""
+    """The words with which a refusal of this hyperparameter begins; {value} is filled in, and for
+    one number of several also {index} and all {values}."""
 
     text: str
 
@@ -140,17 +141,10 @@ class Field:
         return f"in {self.range}{none}"
 
     def admits(self, values: Sequence[Any]) -> bool:
-        """Whether all of these are plain floats in range, or tuples of them: quick, never wrongly.
+        """Whether all of these are plain floats in range: quick, and never wrongly True.
 
         Where it says False, `check` says what is right.
         """
-        if self.items:
-            if {len(value) if type(value) is tuple else None for value in values} != {
-                len(self.items)
-            }:
-                return False
-            columns = zip(*values, strict=True)
-            return all(f.admits(column) for f, column in zip(self.items, columns, strict=True))
         if self.kind != "number" or self.range is None or set(map(type, values)) != {float}:
             return False
         # a NaN among them, which min and max may miss, makes the sum NaN
@@ -185,21 +179,23 @@ class Field:
         self._check_number(value, place, self.name, 0)
         return value
 
-    def _check_number(self, value: Any, place: str, spelt: str, index: int) -> None:
+    def _check_number(
+        self, value: Any, place: str, spelt: str, index: int, among: Sequence[Any] = ()
+    ) -> None:
         if isinstance(value, Tensor) and value.numel() != 1:
             shape = tuple(value.shape)
             raise ValueError(f"Tensor {spelt} must be 1-element ({place}: got shape {shape})")
         problem = self._problem(value)
         if problem is not None:
-            raise problem(self._refusal(value, place, index))
+            raise problem(self._refusal(value, place, index, among))
 
-    def _refusal(self, value: Any, place: str, index: int) -> str:
+    def _refusal(self, value: Any, place: str, index: int, among: Sequence[Any]) -> str:
         text = self.spoken or SPOKEN.get(self.name) or f"{self.name} value: {{value}}"
         text = text if self.spoken else f"Invalid {text}"
         shown = value.item() if isinstance(value, Tensor) else value
-        shown = repr(shown) if isinstance(shown, str) else shown
+        shown = repr(shown) if isinstance(shown, str) and self.kind != "choice" else shown
         kind = {"number": "a number ", "integer": "a whole number "}.get(self.kind, "")
-        said = text.format(value=shown, index=index)
+        said = text.format(value=shown, index=index, values=", ".join(map(str, among)))
         return f"{said} ({place}: {self.name} must be {kind}{self.allowed})"
 
     def _problem(self, value: Any) -> type[Exception] | None:
@@ -260,7 +256,7 @@ class Field:
         if len({isinstance(v, Tensor) for v in value}) > 1:
             raise ValueError(f"{self.name} must be either both floats or both Tensors ({place})")
         for index, (item, v) in enumerate(zip(self.items, value, strict=True)):
-            item._check_number(v, place, f"{self.name}[{index}]", index)
+            item._check_number(v, place, f"{self.name}[{index}]", index, value)
         return tuple(value)
 
 

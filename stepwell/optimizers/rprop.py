@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import KW_ONLY
-from typing import Any
+from typing import Annotated, Any
 
-from ..language import NonNegative, Real, clamp, count, full, sign, where, zeros
+from torch import Tensor
+
+from ..language import Message, NonNegative, Range, Real, clamp, count, full, sign, where, zeros
 from ..optimizer import Optimizer
 
 __all__ = ["Rprop"]
+
+
+Eta = Annotated[float | Tensor, Range(), Message("Invalid eta values: {values}")]
 
 
 class Rprop(Optimizer):
@@ -45,7 +50,7 @@ class Rprop(Optimizer):
     """
 
     lr: NonNegative = 1e-2
-    etas: tuple[Real, Real] = (0.5, 1.2)
+    etas: tuple[Eta, Eta] = (0.5, 1.2)
     step_sizes: tuple[Real, Real] = (1e-6, 50)
     _: KW_ONLY
     capturable: bool = False
