@@ -106,7 +106,7 @@ class TestSchedule:
         before = scheduler.state_dict()
         figure = plot.schedule(scheduler, 5)
         found = {label: y.tolist() for label, (_, y) in lines(figure).items()}
-        halved = [1, 1, 0.5, 0.5, 0.25, 0.25]
+        halved = [1, 1, 0.5, 0.5, 0.25]
         assert found == {
             "StepLR, a, c": [0.4 * factor for factor in halved],
             "StepLR, b": [0.1 * factor for factor in halved],
@@ -119,6 +119,13 @@ class TestSchedule:
             "schedule: StepLR of torch has no preview: stepwell.lr_scheduler.StepLR takes the same "
             "arguments"
         )
+
+    def test_draws_all_steps_of_a_scheduler_that_ends_and_none_beyond(self):
+        optimizer = stepwell.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+        scheduler = stepwell.lr_scheduler.OneCycleLR(optimizer, max_lr=0.5, total_steps=50)
+        ((x, y),) = lines(plot.schedule(scheduler, 50)).values()
+        assert x.tolist() == list(range(50))
+        assert (y[0], y.max()) == (0.02, 0.5)
 
     def test_draws_on_axes_of_the_users_own(self):
         from matplotlib.figure import Figure

@@ -124,12 +124,18 @@ def _steps(sources: Iterable[Any]) -> int:
 
 
 def _lines(label: str, one: Any, last: int, factor: float) -> Iterator[Line]:
-    steps = _chosen(last)
     if isinstance(one, Curve):
-        yield Line(label, steps.tolist(), [factor * one(step) for step in steps.tolist()])
-        return
-    rates = np.array(one.preview(last + 1), dtype=float)[steps]
-    groups = one.optimizer.param_groups
+        steps = _chosen(last).tolist()
+        yield Line(label, steps, [factor * one(step) for step in steps])
+    else:
+        yield from _rates(label, one, last)
+
+
+def _rates(label: str, scheduler: Any, count: int) -> Iterator[Line]:
+    """The rates of `count` steps, and no more: some schedulers refuse a step beyond their end."""
+    steps = _chosen(count - 1)
+    rates = np.array(scheduler.preview(count), dtype=float)[steps]
+    groups = scheduler.optimizer.param_groups
     distinct: dict[bytes, list[int]] = {}
     for index in range(rates.shape[1]):
         distinct.setdefault(rates[:, index].tobytes(), []).append(index)
