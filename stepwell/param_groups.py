@@ -71,16 +71,28 @@ class Group(dict[str, Any]):
     def __setitem__(self, key: str, value: Any) -> None:
         super().__setitem__(key, self._checked(key, value))
 
-    @staticmethod
-    def check_all(groups: Sequence[Group], key: str, values: Sequence[Any]) -> Sequence[Any]:
-        """The values that these groups of one optimizer may hold under the key, one each.
+    def takes(self, key: str, values: Sequence[Any], index: int | None = None) -> bool:
+        """Whether groups of this optimizer may hold each of these values, as it is or as an item.
 
         A schedule writes the rates of all groups at every step, so they are looked at together.
+        Where this says False, `check_all` says what is right.
         """
-        field = groups[0]._declaration.fields.get(key)
-        if field is not None and field.admits(values):
-            return values
-        return [group._checked(key, value) for group, value in zip(groups, values, strict=True)]
+        field = self._declaration.fields.get(key)
+        if field is None or (index is not None and index >= len(field.items)):
+            return False
+        return (field if index is None else field.items[index]).admits(values)
+
+    @staticmethod
+    def check_all(groups: Sequence[Any], key: str, values: Sequence[Any]) -> Sequence[Any]:
+        """The values that these groups may hold under the key, one each.
+
+        Raises:
+            ValueError, TypeError: one of them is out of range, or no number at all
+        """
+        return [
+            group._checked(key, value) if isinstance(group, Group) else value
+            for group, value in zip(groups, values, strict=True)
+        ]
 
     def _checked(self, key: str, value: Any) -> Any:
         if key == "params":

@@ -40,7 +40,7 @@ class ChainedScheduler(Composite):
         watch(optimizer)
         self._schedulers = schedulers
         self.optimizer = optimizer
-        self._note_rates()
+        self._last_lr = self._rates_now()
 
     @property
     def last_epoch(self) -> int:  # type: ignore[override]
@@ -55,7 +55,7 @@ class ChainedScheduler(Composite):
                 part.step()
         else:
             self._step_along(curve)
-        self._note_rates()
+        self._last_lr = self._rates_now()
 
     def _curve(self) -> Curve | None:
         """The product of the parts, if all of them are factors and stand at one step."""
@@ -88,7 +88,7 @@ class ChainedScheduler(Composite):
     def _start_anew(self) -> None:
         for part in self._schedulers:
             start_anew(part)
-        self._note_rates()
+        self._last_lr = self._rates_now()
 
     def _names(self) -> tuple[str, ...]:
         names = [name for part in self._schedulers for name in getattr(part, "_names", tuple)()]

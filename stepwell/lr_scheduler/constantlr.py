@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch.optim import Optimizer
 
 from ..language.fields import Field, Range
-from .curvelr import CurveLR
+from .curvelr import CurveLR, remade
 from .curves import Curve, constant
 from .curves.composition import TOTAL_ITERS
 
@@ -52,4 +52,4 @@ class ConstantLR(CurveLR):
     @property
     def curve(self) -> Curve:
         """The curve of its present arguments."""
-        return constant(self.factor, self.total_iters) >> constant()
+        return remade(constant, self.factor, self.total_iters) >> constant()

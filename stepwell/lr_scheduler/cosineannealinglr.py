@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch.optim import Optimizer
 
 from ..language.fields import Field, Range
-from .curvelr import CurveLR
+from .curvelr import CurveLR, remade
 from .curves import Curve, cosine_wave
 from .curves.composition import ETA_MIN
 from .hyperparameters import Number
@@ -51,7 +51,7 @@ class CosineAnnealingLR(CurveLR):
     @property
     def curve(self) -> Curve:
         """The curve of its present arguments."""
-        return cosine_wave(self.T_max)
+        return remade(cosine_wave, self.T_max)
 
     def _floors(self) -> Sequence[Number] | None:
         return [self.eta_min] * len(self.base_lrs) if self.eta_min else None

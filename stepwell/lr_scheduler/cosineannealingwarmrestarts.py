@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from .curvelr import CurveLR, along
+from .curvelr import CurveLR, along, remade
 from .curves import cosine, cosine_restarts
 from .curves.composition import ETA_MIN
 from .hyperparameters import Number
@@ -57,7 +57,7 @@ class CosineAnnealingWarmRestarts(CurveLR):
     @property
     def curve(self) -> cosine_restarts:
         """The curve of its present arguments."""
-        return cosine_restarts(self.T_0, self.T_mult)
+        return remade(cosine_restarts, self.T_0, self.T_mult)
 
     def get_lr(self) -> list[Number]:
         """The rates of the groups at `last_epoch`; for the latest ones call `get_last_lr`."""

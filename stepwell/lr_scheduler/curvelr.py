@@ -9,19 +9,22 @@ does.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from ..language.fields import Field
 from .curves import Curve
-from .hyperparameters import Number, holds_tensors, read
+from .hyperparameters import Floats, Number, holds_tensors, read
 from .scheduler import LRScheduler
 from .watch import copied
 
 Floors = Sequence[Number] | None
+
+C = TypeVar("C", bound=Curve)
 
 # how far torch's chained products may have drifted from the closed form, relative to the rate
 DRIFT = 1e-9
@@ -44,6 +47,10 @@ class CurveLR(LRScheduler):
 
     fields: ClassVar[tuple[Field, ...]] = ()
     chains: ClassVar[bool] = True
+    unsaved = LRScheduler.unsaved | {"_stands"}
+
+    _stands: tuple[Any, ...] | None = None
+    _last_lr: list[Number] = []  # noqa: RUF012
 
     @property
     def curve(self) -> Curve:
@@ -67,9 +74,24 @@ class CurveLR(LRScheduler):
         if not self.chains:
             return along(self.base_lrs, floors, curve(step))
         held = read(self.optimizer.param_groups, "lr")
+        if self._is_untouched(held, (curve, list(self.base_lrs), floors, step)):
+            return Floats(along(self.base_lrs, floors, curve(step)))
         before = curve(step - 1) if step > 0 else 1.0
         move = resumed if self._is_initial and step > 0 else moved
         return move(held, self.base_lrs, floors, before, curve(step))
+
+    def _is_untouched(self, held: list[Any], stands: tuple[Any, ...]) -> bool:
+        """Whether the closed form was written one step ago, and nothing has changed since.
+
+        `moved` would say the same, after it has computed the rates of that step anew.
+        """
+        stood, self._stands = self._stands, stands
+        return (
+            type(self._last_lr) is Floats
+            and held == self._last_lr
+            and stood is not None
+            and stood == (*stands[:-1], stands[-1] - 1)
+        )
 
     def _get_closed_form_lr(self) -> list[Number]:
         return along(self.base_lrs, self._floors(), self.curve(self.last_epoch))
@@ -91,6 +113,16 @@ def along(bases: Sequence[Number], floors: Floors, value: float) -> list[Number]
     return [base * value + floor * rest for base, floor in zip(bases, floors, strict=True)]
 
 
+@lru_cache(maxsize=256)
+def _remade(make: Callable[..., Curve], *arguments: Any) -> Curve:
+    return make(*arguments)
+
+
+def remade(make: Callable[..., C], *arguments: Any) -> C:
+    """A curve of these arguments, which are checked when they are new."""
+    return cast(C, _remade(make, *arguments))
+
+
 def moved(
     held: Sequence[Number],
     bases: Sequence[Number],
@@ -103,7 +135,7 @@ def moved(
     closed = along(bases, floors, after)
     # a look at the numbers of Tensors would wait for an accelerator
     if not holds_tensors(held) and held == expected:
-        return closed
+        return Floats(closed)
     chained = [
         _chained(rate, base, floor, before, after)
         for rate, base, floor in zip(held, bases, floors or [0.0] * len(bases), strict=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch.optim import Optimizer
 
-from .curvelr import CurveLR
+from .curvelr import CurveLR, remade
 from .curves import Curve, exponential
 
 
@@ -32,4 +32,4 @@ class ExponentialLR(CurveLR):
     @property
     def curve(self) -> Curve:
         """The curve of its present arguments."""
-        return exponential(self.gamma)
+        return remade(exponential, self.gamma)

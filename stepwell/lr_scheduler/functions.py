@@ -27,14 +27,13 @@ class FunctionsLR(LRScheduler):
         self.lr_lambdas = _functions(lr_lambda, len(optimizer.param_groups), type(self).__name__)
         super().__init__(optimizer, last_epoch)
 
-    def _factors(self) -> list[float]:
-        """What the functions say at this step, for each group."""
+    def _factors(self, step: int) -> list[float]:
+        """What the functions say at a step, for each group."""
         groups, known = self.optimizer.param_groups, self.lr_lambdas
         # a group that joined follows the function that all others share, or keeps its own rate
         shared = known[0] if all(function is known[0] for function in known) else _one
         joined = [shared] * (len(groups) - len(known))
         functions = [*known, *joined][: len(groups)]
-        step = self.last_epoch
         said = {id(function): function(step) for function in functions}
         return [said[id(function)] for function in functions]
 

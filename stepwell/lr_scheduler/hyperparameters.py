@@ -6,10 +6,13 @@ first, and then written, so that a refusal leaves every group as it was.
 
 from __future__ import annotations
 
+import math
 import operator
 import re
+from collections import deque
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -31,40 +34,70 @@ def _split(name: str) -> tuple[str, int | None]:
 def read(groups: Groups, name: str) -> list[Any]:
     """The values that the groups hold now; Tensors are those of the groups, no copies."""
     key, index = _split(name)
-    if index is None:
-        return [group[key] for group in groups]
-    return [group[key][index] for group in groups]
+    held = list(map(operator.itemgetter(key), groups))
+    return held if index is None else list(map(operator.itemgetter(index), held))
 
 
-def write(groups: Groups, values: Mapping[str, Sequence[Number]]) -> None:
+class Floats(list[Number]):
+    """Plain numbers for groups that hold plain numbers too: nobody has to look again."""
+
+
+def write(groups: Groups, values: Mapping[str, Sequence[Number]]) -> dict[str, Sequence[Any]]:
     """Give each group its value of each hyperparameter; a Tensor is filled in place.
+
+    Returns:
+        what the groups hold now under each key, where they hold no Tensors of their own
 
     Raises:
         ValueError, TypeError: a value is out of range; nothing is changed
     """
     ready = [_prepared(groups, name, given) for name, given in values.items()]
     for key, whole, setitem in ready:
-        for group, value in zip(groups, whole, strict=True):
-            setitem(group, key, value)
+        # a loop in C: a schedule does this at every step for every group
+        deque(map(setitem, groups, repeat(key), whole), maxlen=0)
+    return {key: whole for key, whole, setitem in ready if not isinstance(setitem, _Filler)}
 
 
 def _prepared(groups: Groups, name: str, values: Sequence[Number]) -> tuple[str, Any, Any]:
     """The key, what to write under it, and how: checked together, or one by one in writing."""
+    if len(values) != len(groups) or not groups:
+        raise ValueError(f"{name}: got {len(values)} values for {len(groups)} groups")
     key, index = _split(name)
-    held = read(groups, name)
-    if holds_tensors(held):
-        return key, values, _Filler(index)
     whole: Sequence[Any] = values
     if index is not None:
-        whole = [
-            (*group[key][:index], value, *group[key][index + 1 :])
-            for group, value in zip(groups, values, strict=True)
-        ]
-    kinds = set(map(type, groups))
-    check = getattr(kinds.pop(), "check_all", None) if len(kinds) == 1 else None
-    if check is None:
+        columns = list(zip(*read(groups, key), strict=True))
+        if holds_tensors(columns[index]):
+            return key, values, _Filler(index)
+        columns[index] = tuple(values)
+        whole = list(zip(*columns, strict=True))
+    elif type(values) is not Floats and holds_tensors(read(groups, name)):
+        return key, values, _Filler(index)
+    takes = getattr(groups[0], "takes", None)
+    if takes is None:
         return key, whole, operator.setitem
-    return key, check(groups, key, whole), dict.__setitem__
+    if not takes(key, span(values), index):
+        whole = groups[0].check_all(groups, key, whole)  # type: ignore[attr-defined]
+    return key, whole, dict.__setitem__
+
+
+def span(values: Sequence[Number]) -> Sequence[Number]:
+    """The smallest and the largest of plain numbers: with them, all of them are in a range."""
+    # a NaN, which min and max may miss, makes the sum NaN
+    if type(values) is Floats and math.isfinite(sum(values)):
+        return min(values), max(values)
+    return values
+
+
+def _with_item(
+    held: Sequence[tuple[Number, ...]], index: int, values: Sequence[Number]
+) -> list[tuple[Number, ...]]:
+    """Tuples in which one item is replaced, as in betas."""
+    if index == 0:
+        return [(value, *items[1:]) for items, value in zip(held, values, strict=True)]
+    return [
+        (*items[:index], value, *items[index + 1 :])
+        for items, value in zip(held, values, strict=True)
+    ]
 
 
 class _Filler:

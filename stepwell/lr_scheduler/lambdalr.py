@@ -28,10 +28,8 @@ class LambdaLR(FunctionsLR):
     def get_lr(self) -> list[Number]:
         """The rates of the groups at `last_epoch`; for the latest ones call `get_last_lr`."""
         self._warn_outside_of_step()
-        return [base * factor for base, factor in zip(self.base_lrs, self._factors(), strict=True)]
+        return self._values_at(self.last_epoch)["lr"]
 
     def _values_at(self, step: int) -> dict[str, list[Number]]:
-        double, _ = self._double()
-        double.last_epoch = step
-        with double._within_step():
-            return {"lr": double.get_lr()}
+        factors = self._factors(step)
+        return {"lr": [base * f for base, f in zip(self.base_lrs, factors, strict=True)]}

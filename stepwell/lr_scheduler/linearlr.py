@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch.optim import Optimizer
 
 from ..language.fields import Field, Range
-from .curvelr import CurveLR
+from .curvelr import CurveLR, remade
 from .curves import Curve, linear
 from .curves.composition import TOTAL_ITERS
 
@@ -63,4 +63,4 @@ class LinearLR(CurveLR):
     @property
     def curve(self) -> Curve:
         """The curve of its present arguments."""
-        return linear(self.start_factor, self.end_factor, self.total_iters)
+        return remade(linear, self.start_factor, self.end_factor, self.total_iters)

@@ -31,4 +31,6 @@ class MultiplicativeLR(FunctionsLR):
         held = read(self.optimizer.param_groups, "lr")
         if self._is_initial:
             return [copied(rate) for rate in held]
-        return [rate * factor for rate, factor in zip(held, self._factors(), strict=True)]
+        return [
+            rate * factor for rate, factor in zip(held, self._factors(self.last_epoch), strict=True)
+        ]

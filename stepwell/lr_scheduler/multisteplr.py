@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from .curvelr import CurveLR
+from .curvelr import CurveLR, remade
 from .curves import Curve, multi_step
 from .curves.multi_step import ascending
 
@@ -46,7 +46,7 @@ class MultiStepLR(CurveLR):
     @property
     def curve(self) -> Curve:
         """The curve of its present arguments."""
-        return multi_step(tuple(sorted(self.milestones.elements())), self.gamma)
+        return remade(multi_step, tuple(sorted(self.milestones.elements())), self.gamma)
 
     def _check_arguments(self, state: Mapping[str, Any]) -> None:
         super()._check_arguments(state)

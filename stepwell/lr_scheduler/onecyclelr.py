@@ -8,8 +8,9 @@ from typing import Any, Literal
 from torch.optim import Optimizer
 
 from ..language.fields import Field, Range
+from .curvelr import along
 from .curves.one_cycle import SHAPES, one_cycle, phase
-from .hyperparameters import Number, write
+from .hyperparameters import Number, read, write
 from .momentum import MomentumCycle, join
 from .scheduler import per_group, require_optimizer, require_positive_integer, require_shape
 
@@ -121,15 +122,12 @@ class OneCycleLR(MomentumCycle):
             )
         index, over = phase([known["end_step"] for known in self._schedule_phases], step)
         share = SHAPES[self._anneal_func_type](over)
-        way = self._schedule_phases[index]
-        return {
-            name: self._between(way[f"start_{quantity}"], way[f"end_{quantity}"], share)
-            for name, quantity in zip(self._names(), ("lr", "momentum"), strict=False)
-        }
-
-    def _between(self, start: str, end: str, share: float) -> list[Number]:
-        rest = 1.0 - share
-        return [g[start] * rest + g[end] * share for g in self.optimizer.param_groups]
+        way, groups = self._schedule_phases[index], self.optimizer.param_groups
+        values = {}
+        for name, quantity in zip(self._names(), ("lr", "momentum"), strict=False):
+            starts, ends = (read(groups, way[f"{side}_{quantity}"]) for side in ("start", "end"))
+            values[name] = _between(starts, ends, share)
+        return values
 
     def _join(self, group: dict[str, Any]) -> None:
         super()._join(group)
@@ -171,3 +169,12 @@ def _phases(total_steps: int, pct_start: float, three_phase: bool) -> list[dict[
         {"end_step": end, **dict(zip(names, way, strict=True))}
         for end, way in zip(curve.ends(), ways, strict=True)
     ]
+
+
+def _between(starts: list[Number], ends: list[Number], share: float) -> list[Number]:
+    """A share of the way for each group; computed once where it is the same for all of them."""
+    count = len(starts)
+    is_plain = type(starts[0]) is float and type(ends[0]) is float
+    if is_plain and starts.count(starts[0]) == ends.count(ends[0]) == count:
+        return along(ends[:1], starts[:1], share) * count
+    return along(ends, starts, share)

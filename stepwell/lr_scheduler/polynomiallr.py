@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch.optim import Optimizer
 
-from .curvelr import CurveLR
+from .curvelr import CurveLR, remade
 from .curves import Curve, polynomial
 from .curves.composition import TOTAL_ITERS
 
@@ -43,4 +43,4 @@ class PolynomialLR(CurveLR):
     @property
     def curve(self) -> Curve:
         """The curve of its present arguments."""
-        return polynomial(self.total_iters, self.power)
+        return remade(polynomial, self.total_iters, self.power)

@@ -8,17 +8,16 @@ optimizer and its schedules are made and loaded.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import EPOCH_DEPRECATION_WARNING
 from torch.optim.lr_scheduler import LRScheduler as TorchLRScheduler
 
 from ..language.fields import Field, Range
-from .hyperparameters import Number, read, write
+from .hyperparameters import Floats, Number, holds_tensors, read, write
 from .watch import check_order, copied, loaded_groups, loads, move_on, watch
 
 LAST_EPOCH = Field("last_epoch", -1, "integer", Range(-1))
@@ -132,12 +131,14 @@ class LRScheduler(TorchLRScheduler):
         self._follow_groups()
         before = self.last_epoch
         self.last_epoch = before + 1 if epoch is None else epoch
+        self._get_lr_called_within_step = True
         try:
-            with self._within_step():
-                self._write(self._next_values() if epoch is None else self._closed_values())
+            self._write(self._next_values() if epoch is None else self._closed_values())
         except BaseException:
             self.last_epoch = before
             raise
+        finally:
+            self._get_lr_called_within_step = False
         if not self._is_initial:
             move_on(self.optimizer)
 
@@ -147,19 +148,13 @@ class LRScheduler(TorchLRScheduler):
         return self._next_values() if closed is None else {"lr": closed()}
 
     def _write(self, values: Mapping[str, Sequence[Number]]) -> None:
-        write(self.optimizer.param_groups, values)
-        self._note_rates()
+        written = write(self.optimizer.param_groups, values).get("lr")
+        is_plain = type(written) is Floats or (written and not holds_tensors(written))
+        self._last_lr = cast("list[Number]", written) if is_plain else self._rates_now()
 
-    def _note_rates(self) -> None:
-        self._last_lr = [copied(group["lr"]) for group in self.optimizer.param_groups]
-
-    @contextmanager
-    def _within_step(self) -> Iterator[None]:
-        self._get_lr_called_within_step = True
-        try:
-            yield
-        finally:
-            self._get_lr_called_within_step = False
+    def _rates_now(self) -> list[Number]:
+        rates = read(self.optimizer.param_groups, "lr")
+        return [copied(rate) for rate in rates] if holds_tensors(rates) else rates
 
     def _warn_outside_of_step(self) -> None:
         if not self._get_lr_called_within_step:
@@ -216,7 +211,9 @@ class LRScheduler(TorchLRScheduler):
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the optimizer, in torch's layout."""
-        return {key: value for key, value in vars(self).items() if key not in self.unsaved}
+        state = {key: value for key, value in vars(self).items() if key not in self.unsaved}
+        # as a plain list, which any loader takes
+        return state if "_last_lr" not in state else {**state, "_last_lr": list(self._last_lr)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over what `state_dict` of this class, or of torch's class of this name, returned.

@@ -72,7 +72,7 @@ class SequentialLR(Composite):
         else:
             part.step()
         self.last_epoch += 1
-        self._note_rates()
+        self._last_lr = part.get_last_lr()
 
     def _initial_step(self) -> None:
         self._start_anew()
@@ -82,7 +82,7 @@ class SequentialLR(Composite):
         write(self.optimizer.param_groups, {"lr": self._initial_rates()})
         self._place_parts(0)
         start_anew(self._active(0)[0])
-        self._note_rates()
+        self._last_lr = self._rates_now()
 
     def _place_parts(self, step: int) -> None:
         """Put every part where it stands at a step: at its end, within, or before its start."""

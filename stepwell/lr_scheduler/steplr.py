@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch.optim import Optimizer
 
-from .curvelr import CurveLR
+from .curvelr import CurveLR, remade
 from .curves import Curve, step
 
 
@@ -45,4 +45,4 @@ class StepLR(CurveLR):
     @property
     def curve(self) -> Curve:
         """The curve of its present arguments."""
-        return step(self.step_size, self.gamma)
+        return remade(step, self.step_size, self.gamma)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch.optim import Optimizer
 
 from ..language.fields import Field, Range
-from .curvelr import CurveLR
+from .curvelr import CurveLR, remade
 from .curves import Curve, constant, cosine, linear
 from .curves.one_cycle import SHAPES
 from .hyperparameters import Number
@@ -67,8 +67,8 @@ class SWALR(CurveLR):
         if self.anneal_epochs == 0:
             return constant(0.0)
         if self._anneal_strategy == "cos":
-            return cosine(self.anneal_epochs)
-        return linear(1.0, 0.0, self.anneal_epochs)
+            return remade(cosine, self.anneal_epochs)
+        return remade(linear, 1.0, 0.0, self.anneal_epochs)
 
     @property
     def anneal_func(self) -> Callable[[float], float]:
