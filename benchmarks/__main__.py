@@ -17,7 +17,7 @@ from rich.console import Console
 from stepwell.native.triton_jit import is_interpreting
 from stepwell.race.machine import describe
 
-from . import gpu
+from . import averaging, gpu
 from .costs import COSTS, Cost
 from .cpu_cases import CASES
 from .cpu_tables import costs_table, speeds_table
@@ -53,9 +53,12 @@ def main(arguments: list[str] | None = None) -> int:
     raced = [embedding.measure() for embedding in EMBEDDINGS if options.only in str(embedding)]
     if raced:
         console.print(embeddings_table(raced))
+    averages = [a.measure(options.seconds) for a in averaging.AVERAGES if options.only in str(a)]
+    if averages:
+        console.print(averaging.averages_table(averages))
     if options.json:
-        _save(options.json, results, costs, descents, raced)
-    missed = any(r.misses() for r in [*results, *descents, *raced])
+        _save(options.json, results, costs, descents, raced, averages)
+    missed = any(r.misses() for r in [*results, *descents, *raced, *averages])
     return int(missed or any(value > cost.limit for cost, value in costs))
 
 
@@ -96,6 +99,7 @@ def _save(
     costs: list[tuple[Cost, float]],
     descents: list[Reached],
     raced: list[Raced],
+    averages: list[averaging.Timed],
 ) -> None:
     rows = [
         {
@@ -114,6 +118,7 @@ def _save(
     ]
     found = {"speeds": rows, "costs": once, "lbfgs": [saved(reached) for reached in descents]}
     found["sparse"] = [saved_embedding(one) for one in raced]
+    found["averages"] = [averaging.saved(one) for one in averages]
     path.write_text(json.dumps({"machine": describe(), **found}, indent=1))
 
 
