@@ -102,6 +102,16 @@ MUON = Case(
     steps_to_compare=1,
 )
 
+# no bars: how much the rows and columns of matrices cost, beside torch's two ways
+ADAFACTOR = [
+    # torch adds up a column in float32, and is 2e-5 off the formula after five steps
+    Case(work, "Adafactor", sizes, shapes=shapes, rivals=("foreach", "default"), is_rounded=True)
+    for work, sizes, shapes in (
+        ("1,000 x 32 x 32", (1024,) * 1000, {1024: (32, 32)}),
+        ("20 x 1,000 x 1,000", (1_000_000,) * 20, {1_000_000: (1000, 1000)}),
+    )
+]
+
 CASES = [
     *_rows("AdamW", torch.float32, {}, ADAMW_BARS, ADAMW_LIMITS),
     *UNUSUAL,
@@ -110,5 +120,6 @@ CASES = [
     # torch's fused SGD leaves most bfloat16 parameters as they are: pytorch issue 191763
     *_rows("SGD", torch.bfloat16, SGD, SGD_BARS, NO_LIMITS),
     *(case for rule in OTHER_RULES for case in _other_rows(rule)),
+    *ADAFACTOR,
     MUON,
 ]

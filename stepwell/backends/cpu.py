@@ -62,6 +62,7 @@ class Launch:
 
     stays_on_device = False
     load: Callable[[Scaling], bool]
+    _context: npt.NDArray[np.int64]
 
     def __init__(self, cohort: Cohort) -> None:
         self.cohort = cohort
