@@ -190,13 +190,12 @@ class _Row:
         target.copy_(_cut_as(target, value)) if isinstance(value, Tensor) else target.fill_(value)
 
 
-def _cut_as(target: Any, value: Any) -> Tensor:
+def _cut_as(target: Any, value: Any) -> Any:
     """The value, cut up over processes as the target is if both are DTensors."""
     placements = getattr(target, "placements", None)
     if placements is None or getattr(value, "placements", placements) == placements:
         return value
-    cut: Tensor = value.redistribute(placements=placements)
-    return cut
+    return value.redistribute(placements=placements)
 
 
 class _State:
