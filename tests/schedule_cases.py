@@ -1,4 +1,4 @@
-"""The table of schedules: each class of torch's with several settings, for every test about them."""
+"""The table of schedules: every class with several settings, for all tests about them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.optim import SGD, Optimizer
+from torch.optim import SGD, Optimizer, swa_utils
 from torch.optim import lr_scheduler as torch_schedulers
-from torch.optim import swa_utils
-
-from stepwell import lr_scheduler
 
 RATES = (0.3, 0.0, 7.0)
 
@@ -44,7 +41,7 @@ class Case:
 
     @property
     def label(self) -> str:
-        shown = ", ".join(f"{key}={value}" for key, value in self.arguments.items())
+        shown = ", ".join(f"{key}={_shown(value)}" for key, value in self.arguments.items())
         return f"{self.name}({shown})"
 
     def make(self, module: Any, held: Optimizer, **more: Any) -> Any:
@@ -55,6 +52,12 @@ class Case:
         if self.name == "ChainedScheduler":
             return module.ChainedScheduler(**arguments, **more)
         return getattr(module, self.name)(held, **arguments, **more)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_shown, value))}]"
+    return getattr(value, "__name__", type(value).__name__) if callable(value) else repr(value)
 
 
 def optimizer(*rates: Any, kind: Any = SGD, **arguments: Any) -> Optimizer:
