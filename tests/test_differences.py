@@ -59,6 +59,46 @@ ELSEWHERE = {
         "test_lbfgs",
         "test_a_closure_that_raises_leaves_the_best_point",
     ),
+    "averages of whole numbers by `get_swa_multi_avg_fn`": (
+        "test_swa_utils",
+        "test_whole_numbers_are_averaged",
+    ),
+    "averages of whole numbers by other functions": (
+        "test_swa_utils",
+        "test_whole_numbers_are_averaged",
+    ),
+    "`AveragedModel` in half precision": (
+        "test_swa_utils",
+        "test_averages_in_half_precision_go_on_moving",
+    ),
+    "`AveragedModel` of another dtype than the model": (
+        "test_swa_utils",
+        "test_a_model_of_another_precision",
+    ),
+    "`AveragedModel`, parameters that overlap in memory": (
+        "test_swa_utils",
+        "test_parameters_that_overlap_are_averaged_once",
+    ),
+    "`AveragedModel`, truth values among buffers": (
+        "test_swa_utils",
+        "test_truth_values_are_copied",
+    ),
+    "`update_parameters` with a model of other parameters": (
+        "test_swa_utils",
+        "test_another_model_is_refused_before_anything_changes",
+    ),
+    "`update_parameters`": (
+        "test_swa_utils",
+        "test_an_update_does_not_look_at_the_count",
+    ),
+    "`update_bn`: modes of modules": (
+        "test_swa_utils",
+        "test_modes_and_momenta_are_put_back",
+    ),
+    "`update_bn`: an empty loader, or an error on the way": (
+        "test_swa_utils",
+        "test_modes_and_momenta_are_put_back",
+    ),
 }
 
 
