@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..cohort import Cohort, Facts, Scaling, columns_of, facts_hold, has_gaps_or_overlaps
 from ..language import Program, functions
-from ..language.expr import Expr, Graph, Kind
+from ..language.expr import ALONG, REDUCTIONS, Expr, Graph, Kind
 from ..language.number import Number
 from ..language.program import rewritten
 
@@ -95,12 +95,15 @@ SINGLE: dict[str, Callable[..., Any]] = {
     "minimum": functions.minimum,
     "lerp": functions.lerp,
 }
-LEAVES = frozenset({"param", "grad", "state", "group", "const", "numel", "epsilon"})
+LEAVES = frozenset({"param", "grad", "state", "group", "const", "numel", "extent", "epsilon"})
+# How a value of each tensor is reduced; over one dimension, if the node names it.
+REDUCE: dict[str, Callable[..., Any]] = {"sum": functions.sum, "amax": functions.amax}
+SUPPORTED = LEAVES | SINGLE.keys() | REDUCTIONS | ALONG
 
 
 def refuses(program: Program, facts: Facts) -> str | None:
     """Why this cohort cannot run here, or None."""
-    missing = program.ops - LEAVES - SINGLE.keys()
+    missing = program.ops - SUPPORTED
     if missing:
         return f"no operation {', '.join(sorted(missing))}"
     if program.totals:
@@ -109,8 +112,8 @@ def refuses(program: Program, facts: Facts) -> str | None:
         return f"{facts.layout} memory"
     if dict(facts.static).get("capturable"):
         return "numbers that are to stay on the device"
-    if any(slot.over is not None for slot in program.slots.values()):
-        return "state that is smaller than its parameter"
+    if program.feeds_back:
+        return "state that is one number depends on a reduction"
     return None
 
 
@@ -125,6 +128,7 @@ class Launch:
         self._grads: List = []
         self._program = rewritten(cohort.program, _combine)
         self._plan = _Liveness(self._program)
+        self._looks_at_sizes = not cohort.program.ops.isdisjoint({"numel", "extent"})
         self._columns = {name: i for i, name in enumerate(columns_of(cohort.program.formula))}
 
     def load(self, scaling: Scaling) -> bool:
@@ -147,7 +151,7 @@ class Launch:
         values: dict[Expr, List] = {}
         homes: dict[Expr, str | None] = {}
         for node in program.nodes:
-            if node.kind is not Kind.ELEMENT:
+            if node.kind is Kind.SCALAR:
                 continue
             if node.op in LEAVES:
                 values[node], homes[node] = slots[str(node.value)], str(node.value)
@@ -191,11 +195,12 @@ class Launch:
         known: dict[tuple[Any, ...], int] = {}
         order = []
         for row, group in enumerate(cohort.group_indices):
-            key = (group, *(numbers[row] for numbers in state.values()))
+            shape = cohort.params[row].shape if self._looks_at_sizes else None
+            key = (group, shape, *(numbers[row] for numbers in state.values()))
             order.append(known.setdefault(key, row))
         rows = sorted(set(order))
         for node in self._program.nodes:
-            if node.kind is Kind.ELEMENT:
+            if node.kind is not Kind.SCALAR:
                 continue
             some = {row: self._number(node, row, values, state) for row in rows}
             values[node] = [some[row] for row in order]
@@ -215,6 +220,8 @@ class Launch:
             return Number(torch.finfo(self.cohort.facts.param_dtype).eps)
         if node.op == "numel":
             return Number(self._compute(self._now.params[row].detach()).numel())
+        if node.op == "extent":
+            return Number(functions.numel(self._now.params[row], dim=int(node.value or 0)))
         return SINGLE[node.op](*(values[arg][row] for arg in node.args))
 
     def _store(
@@ -296,7 +303,8 @@ class _Liveness:
             arg = node.args[index]
             if arg.kind is not Kind.ELEMENT or arg not in self.spent[node]:
                 continue
-            if node.op not in LISTED and node.op not in COMBINED:
+            # what is one number per row has no room for one per element
+            if arg.over != node.over or (node.op not in LISTED and node.op not in COMBINED):
                 continue
             home = homes[arg]
             if home is None or (home != "grad" and node in self._leads_to.get(home, ())):
@@ -314,7 +322,7 @@ def _ancestors(node: Expr) -> set[Expr]:
 
 
 def _argument(node: Expr, values: dict[Expr, List], numbers: dict[Expr, Numbers]) -> Any:
-    return values[node] if node.kind is Kind.ELEMENT else numbers[node]
+    return numbers[node] if node.kind is Kind.SCALAR else values[node]
 
 
 def _combine(graph: Graph, node: Expr, args: tuple[Expr, ...], single: list[bool]) -> Expr:
@@ -339,14 +347,14 @@ def _factors(term: Expr) -> tuple[str, Expr | None, tuple[Expr, ...]] | None:
     if term.kind is not Kind.ELEMENT or term.op not in ("mul", "div"):
         return None
     left, right = term.args
-    if term.op == "mul" and left.kind is not Kind.ELEMENT:
+    if term.op == "mul" and left.kind is Kind.SCALAR:
         return "scaled_add", left, (right,)
-    if term.op == "mul" and right.kind is not Kind.ELEMENT:
+    if term.op == "mul" and right.kind is Kind.SCALAR:
         return "scaled_add", right, (left,)
     if left.kind is not Kind.ELEMENT or right.kind is not Kind.ELEMENT:
         return None
     op = "addcmul" if term.op == "mul" else "addcdiv"
-    if left.op == "mul" and left.args[0].kind is not Kind.ELEMENT:
+    if left.op == "mul" and left.args[0].kind is Kind.SCALAR:
         return op, left.args[0], (left.args[1], right)
     return op, None, (left, right)
 
@@ -370,6 +378,11 @@ def _apply_combined(node: Expr, args: list[Any], place: int | None) -> List:
 
 def _apply(node: Expr, args: list[Any], place: int | None) -> List:
     """The operation on lists; with a place, in the memory of that argument."""
+    if node.op in REDUCTIONS:
+        return [REDUCE[node.op](x) for x in args[0]]
+    if node.op in ALONG:
+        reduce = REDUCE[node.op.removesuffix("_dim")]
+        return [reduce(x, dim=int(node.value or 0)) for x in args[0]]
     if node.op in COMBINED:
         return _apply_combined(node, args, place)
     if place == 1 or (node.op in COMMUTATIVE and _is_numbers(args[0])):
