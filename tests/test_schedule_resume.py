@@ -1,0 +1,133 @@
+"""Does a schedule go on to the bit, in whatever order it and its optimizer are made and loaded?"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import stepwell
+from stepwell import lr_scheduler
+from stepwell.lr_scheduler import Schedule, absolute, constant, cosine, linear, warmup
+
+from .schedule_cases import CASES, RATES, Case, optimizer
+
+# the optimizers here take no steps
+pytestmark = pytest.mark.filterwarnings("ignore:Detected call of")
+
+# what happens on resuming; the optimizer's state goes in before or after the schedule is made, and
+# before or after the schedule's own state, or only its step
+MADE, OPTIMIZER, STATE, STEP = "schedule made", "optimizer loaded", "state loaded", "step given"
+ORDERS = [
+    order
+    for what in (STATE, STEP)
+    for order in itertools.permutations((MADE, OPTIMIZER, what))
+    if order.index(MADE) < order.index(what)
+]
+BARE = [(MADE, STATE), (MADE, STEP)]
+
+
+def schedule(held: Any, **more: Any) -> Schedule:
+    """Curves on three hyperparameters, different ones for the groups."""
+    return Schedule(
+        held,
+        lr=[warmup(5) >> cosine(60, end=0.1), None, constant(0.5, 9) >> linear(0.3, 2.0, 40)],
+        momentum=absolute(linear(0.85, 0.95, 50)),
+        weight_decay={0: cosine(30), 2: linear(1.0, 0.0, 20) * 0.5},
+        **more,
+    )
+
+
+class Curves(Case):
+    """`Schedule`, which torch does not have."""
+
+    def make(self, module: Any, held: Any, **more: Any) -> Any:
+        return schedule(held, **more)
+
+
+ALL = (*CASES, Curves("Schedule"))
+
+
+def make(library: Any) -> Any:
+    return optimizer(*RATES, kind=library.SGD, momentum=0.9, weight_decay=0.1)
+
+
+def advance(scheduler: Any, steps: int) -> None:
+    for _ in range(steps):
+        scheduler.step()
+
+
+def values(scheduler: Any) -> list[Any]:
+    keys = ("lr", "momentum", "weight_decay")
+    return [[group[key] for key in keys] for group in scheduler.optimizer.param_groups]
+
+
+def resume(case: Case, saved: Any, order: tuple[str, ...], library: Any) -> Any:
+    """A schedule on a new optimizer, brought to where another one stood."""
+    optimizer_state, state, step = copy.deepcopy(saved)
+    held, made = make(library), None
+    for what in order:
+        if what == MADE:
+            made = case.make(lr_scheduler, held)
+        elif what == OPTIMIZER:
+            held.load_state_dict(optimizer_state)
+        elif what == STATE:
+            made.load_state_dict(state)
+        else:
+            made.load_state_dict({"last_epoch": step})
+    return made
+
+
+def check(case: Case, stop: int, order: tuple[str, ...], library: Any, by_hand: bool) -> None:
+    whole = case.make(lr_scheduler, make(library))
+    advance(whole, stop)
+    if by_hand:
+        whole.optimizer.param_groups[0]["lr"] *= 0.77
+    saved = whole.optimizer.state_dict(), whole.state_dict(), whole.last_epoch
+    resumed = resume(case, saved, order, library)
+    assert resumed.last_epoch == stop
+    for _ in range(9):
+        assert values(resumed) == values(whole)
+        whole.step()
+        resumed.step()
+
+
+@pytest.mark.parametrize("case", ALL, ids=lambda case: case.label)
+@settings(max_examples=12, deadline=None)
+@given(
+    stop=st.integers(0, 120),
+    order=st.sampled_from(ORDERS),
+    library=st.sampled_from([torch.optim, stepwell]),
+    by_hand=st.booleans(),
+)
+def test_the_next_values_are_the_same_to_the_bit(case, stop, order, library, by_hand):
+    check(case, stop, order, library, by_hand)
+
+
+@pytest.mark.parametrize("case", ALL, ids=lambda case: case.label)
+@settings(max_examples=6, deadline=None)
+@given(stop=st.integers(0, 120), order=st.sampled_from(BARE))
+def test_without_the_optimizers_state_too(case, stop, order):
+    check(case, stop, order, stepwell, by_hand=False)
+
+
+@pytest.mark.parametrize("stop", [0, 1, 3, 50])
+@pytest.mark.parametrize(
+    "case", [c for c in ALL if c.name != "ChainedScheduler"], ids=lambda case: case.label
+)
+def test_last_epoch_resumes_too(case, stop):
+    whole = case.make(lr_scheduler, make(stepwell))
+    advance(whole, stop + 1)
+    held = make(stepwell)
+    held.load_state_dict(copy.deepcopy(whole.optimizer.state_dict()))
+    resumed = case.make(lr_scheduler, held, last_epoch=stop)
+    for _ in range(9):
+        assert resumed.last_epoch == whole.last_epoch
+        assert values(resumed) == values(whole)
+        whole.step()
+        resumed.step()
