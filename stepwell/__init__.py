@@ -1,5 +1,6 @@
 """A drop-in replacement for torch.optim: `import stepwell as optim`."""
 
+from . import checkpoint as checkpoint
 from . import groups as groups
 from . import lr_scheduler as lr_scheduler
 from . import plot as plot

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-__all__ = ["LoadReport", "Match", "Place", "match", "nearest", "refusal"]
+__all__ = ["LoadReport", "Match", "Place", "match", "nearest", "refusal", "with_nearest"]
 
 Group = Mapping[str, Any]
 
@@ -124,13 +124,14 @@ def _match_names(
             params[saved_id] = Place(param, index, name)
             shared[index, saved_index] += 1
     report = LoadReport(
-        _with_nearest(missing, unexpected, "the state dict has"),
-        _with_nearest(unexpected, missing, "the optimizer has"),
+        with_nearest(missing, unexpected, "the state dict has"),
+        with_nearest(unexpected, missing, "the optimizer has"),
     )
     return Match(params, _pair_groups(*counts, shared), report, by_name=True)
 
 
-def _with_nearest(names: Sequence[str], others: Sequence[str], where: str) -> tuple[str, ...]:
+def with_nearest(names: Sequence[str], others: Sequence[str], where: str) -> tuple[str, ...]:
+    """The names, each with the one among the others that it may stand for."""
     # only for those that will be shown: it takes time
     return (*(nearest(name, others, where) for name in names[:SHOWN]), *names[SHOWN:])
 

@@ -35,7 +35,7 @@ from .matching import LoadReport, match, refusal
 from .param_groups import Group, add_group, as_groups
 from .plan import Plan
 from .state import create_state
-from .state_dict import Layout, Policy, load_group, load_state, pack, read
+from .state_dict import Layout, Loading, Policy, load_group, load_state, pack, read
 
 # torch has it from 2.13 on
 swap_in_optimizer_params_and_state: Any = getattr(
@@ -335,27 +335,35 @@ class Optimizer(Hooks, Flags, TorchOptimizer):
         Raises:
             ValueError, TypeError, KeyError: it does not fit; nothing is changed
         """
-        owner = self.declaration.owner
-        policy = Policy(dtype, owner)
+        loading = self._prepare_load(state_dict, strict, Policy(dtype, self.declaration.owner))
+        saved, matched, _, _, report = loading
+        if strict and not report.is_empty:
+            owner = self.declaration.owner
+            raise ValueError(refusal(owner, self.param_groups, saved.groups, matched, report))
+        self._finish_load(loading)
+        return report
+
+    def _prepare_load(self, state_dict: StateDict, strict: bool, policy: Policy) -> Loading:
+        """Check a state dict and make what it asks for, without changing anything."""
         given: Any = copy(state_dict)
         for hook in self._hooks("load_state_dict_pre"):
             replaced = hook(self, given)
             given = given if replaced is None else replaced
-        saved = read(given, owner)
-        matched = match(owner, self.param_groups, saved.groups, strict)
+        saved = read(given, policy.owner)
+        matched = match(policy.owner, self.param_groups, saved.groups, strict)
         sources = [None if i is None else saved.groups[i] for i in matched.groups]
         groups = [self._loaded_group(i, source) for i, source in enumerate(sources)]
         layouts = [self._layout(group) for group in groups]
         state, report = load_state(saved, matched, groups, layouts, policy)
-        if strict and not report.is_empty:
-            raise ValueError(refusal(owner, self.param_groups, saved.groups, matched, report))
         if not strict:
             without = {id(p.param) for key, p in matched.params.items() if key not in saved.state}
             state = {k: v for k, v in self.state.items() if id(k) not in without} | state
-        self._take(state, groups)
+        return Loading(saved, matched, groups, state, report)
+
+    def _finish_load(self, loading: Loading) -> None:
+        self._take(loading.state, loading.groups)
         for hook in self._hooks("load_state_dict_post"):
             hook(self)
-        return report
 
     def _loaded_group(self, index: int, saved: Mapping[str, Any] | None) -> dict[str, Any]:
         merged = load_group(self.param_groups[index], saved)

@@ -21,6 +21,7 @@ from .matching import LoadReport, Match, Place, nearest
 
 __all__ = [
     "Layout",
+    "Loading",
     "Policy",
     "Saved",
     "load_group",
@@ -89,12 +90,34 @@ def read(state_dict: Any, owner: str) -> Saved:
     return Saved(state, [deepcopy(dict(group)) for group in groups])
 
 
+class Loading(NamedTuple):
+    """What an optimizer would hold after loading a state dict; so far nothing is changed.
+
+    Attributes:
+        saved: what is loaded
+        matched: what of it belongs to which parameter
+        groups, state: what the optimizer would hold
+        report: what of it does not fit
+    """
+
+    saved: Saved
+    matched: Match
+    groups: list[dict[str, Any]]
+    state: dict[Any, Any]
+    report: LoadReport
+
+
 @dataclass(frozen=True)
 class Policy:
-    """In which precision loaded state is kept: "saved", "param", or one dtype for all."""
+    """In which precision loaded state is kept: "saved", "param", or one dtype for all.
+
+    Attributes:
+        deferred: tensors on the meta device are no mistake: their values will be filled in later
+    """
 
     dtype: str | torch.dtype
     owner: str
+    deferred: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.dtype, torch.dtype):
@@ -113,6 +136,10 @@ class Policy:
         if not isinstance(dtype, torch.dtype) or not (_is_inexact(value) and _is_inexact(param)):
             return value.dtype
         return dtype.to_complex() if value.is_complex() else dtype.to_real()
+
+    def defers(self, value: Tensor) -> bool:
+        """Whether this tensor has no values yet."""
+        return self.deferred and value.is_meta
 
 
 def _is_inexact(value: Tensor) -> bool:
@@ -292,10 +319,18 @@ def _copy_tensor(value: Tensor, param: Tensor, policy: Policy) -> Tensor:
     if value.layout is not torch.strided:
         value = value.to_dense()
     if value.shape != param.shape or type(value) is not Tensor:
-        return value.detach().to(device=param.device, dtype=dtype, copy=True)
+        return _copy_whole(value, param, policy)
     # a back-end runs flat over tensors whose elements lie in the order of the parameter's
     with torch.no_grad():
-        return torch.empty_like(param, dtype=dtype, requires_grad=False).copy_(value)
+        like = torch.empty_like(param, dtype=dtype, requires_grad=False)
+        return like if policy.defers(value) else like.copy_(value)
+
+
+def _copy_whole(value: Tensor, param: Tensor, policy: Policy) -> Tensor:
+    dtype = policy.dtype_of(value, param)
+    if policy.defers(value):
+        return torch.empty_like(value, dtype=dtype, device=param.device)
+    return value.detach().to(device=param.device, dtype=dtype, copy=True)
 
 
 def _copy(value: Any, param: Tensor | None, policy: Policy, name: object = None) -> Any:
@@ -303,8 +338,7 @@ def _copy(value: Any, param: Tensor | None, policy: Policy, name: object = None)
     if isinstance(value, Tensor):
         if param is None or name == "step":
             return value.detach().clone()
-        dtype = policy.dtype_of(value, param)
-        return value.detach().to(device=param.device, dtype=dtype, copy=True)
+        return _copy_whole(value, param, policy)
     if isinstance(value, Mapping):
         return {key: _copy(item, param, policy, key) for key, item in value.items()}
     if type(value) in (list, tuple):

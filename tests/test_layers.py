@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("plan",),
     ("optimizer",),
     ("optimizers",),
-    ("averaging", "plot", "swa_utils"),
+    ("averaging", "checkpoint", "plot", "swa_utils"),
     ("race",),
     ("__main__",),
 )

@@ -1,0 +1,9 @@
+"""Checkpoints: one file in the safetensors format, matched by name, whole or not at all."""
+
+from .folder import latest as latest
+from .header import CheckpointError as CheckpointError
+from .loading import Loaded as Loaded
+from .loading import load as load
+from .reading import verify as verify
+from .saving import Writing as Writing
+from .saving import save as save

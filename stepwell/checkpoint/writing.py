@@ -1,0 +1,154 @@
+"""Writing a file all or nothing: beside its place, synced, then renamed into it."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from .header import Entry, encode, plan
+from .pieces import as_stored, digest, get_piece, in_parallel, jobs
+
+__all__ = ["replacing", "sync_folder", "write"]
+
+UNFINISHED = ".unfinished"
+
+
+def write(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    description: Mapping[str, Any],
+    *,
+    threads: int = 4,
+) -> None:
+    """Write a checkpoint, in place of the one of this name, which is whole until then.
+
+    The tensors are written from where they lie. The description gets their digests.
+
+    Raises:
+        OSError: with the name of the file; there is none then, or the one from before
+        TypeError, ValueError: a tensor cannot be held; nothing is written
+    """
+    stored = {name: as_stored(tensor) for name, tensor in tensors.items()}
+    entries = plan(stored)
+    blank = dict.fromkeys(entries, "0" * 64)
+    header = encode(entries, {**description, "digests": blank})
+    with replacing(path) as fd:
+        digests = _write_tensors(fd, len(header), stored, entries, threads)
+        _write_at(fd, encode(entries, {**description, "digests": digests}), 0)
+
+
+def _write_tensors(
+    fd: int,
+    first: int,
+    tensors: Mapping[str, Tensor],
+    entries: Mapping[str, Entry],
+    threads: int,
+) -> dict[str, str]:
+    """Write all bytes; returns the digest of each tensor."""
+    work = [
+        (fd, first, tensors[name], entry, job)
+        for name, entry in entries.items()
+        for job in jobs(tensors[name], entry.stop - entry.start)
+    ]
+    found: dict[str, list[bytes]] = {name: [] for name in entries}
+    owners = (name for name, e in entries.items() for _ in jobs(tensors[name], e.stop - e.start))
+    for name, digests in zip(owners, in_parallel(_write_pieces, work, threads), strict=True):
+        found[name] += digests
+    return {name: digest(digests) for name, digests in found.items()}
+
+
+def _write_pieces(
+    fd: int, first: int, tensor: Tensor, entry: Entry, pieces: list[tuple[int, int]]
+) -> list[bytes]:
+    digests = []
+    for start, stop in pieces:
+        piece = get_piece(tensor, start, stop)
+        digests.append(hashlib.sha256(piece).digest())
+        _write_at(fd, piece, first + entry.start + start)
+    return digests
+
+
+def _write_at(fd: int, content: bytes | memoryview, place: int) -> None:
+    view = memoryview(content)
+    while len(view):
+        written = os.pwrite(fd, view, place)
+        place += written
+        view = view[written:]
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[int]:
+    """A new file to write to, which takes the place of `path` if nothing goes wrong.
+
+    Raises:
+        OSError: with the name of the file that was to be written
+    """
+    # a link goes on leading to the file
+    path = Path(os.path.realpath(path))
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}{UNFINISHED}")
+    with _naming(path):
+        _remove_leftovers(path)
+        fd = os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    try:
+        with _naming(path):
+            _lock(fd)
+            yield fd
+            os.fsync(fd)
+            # others may read the name while this is written
+            os.replace(unfinished, path)
+            sync_folder(path.parent)
+    finally:
+        os.close(fd)
+        with suppress(FileNotFoundError):
+            unfinished.unlink()
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors of the system name the file that was to be written."""
+    try:
+        yield
+    except OSError as error:
+        number = error.errno or errno.EIO
+        words = f"{os.strerror(number)} (no checkpoint was written)"
+        raise OSError(number, words, str(path)) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder survive a loss of power."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what killed processes have left of this file; who still writes holds a lock."""
+    for leftover in path.parent.glob(f".{_escaped(path.name)}.*{UNFINISHED}"):
+        with suppress(OSError):
+            fd = os.open(leftover, os.O_RDONLY)
+            try:
+                _lock(fd)
+                leftover.unlink()
+            finally:
+                os.close(fd)
+
+
+def _escaped(name: str) -> str:
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+
+
+def _lock(fd: int) -> None:
+    # not on Windows
+    import fcntl
+
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

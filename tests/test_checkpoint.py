@@ -1,0 +1,452 @@
+"""Does a checkpoint carry a training over, to the bit, and is what does not fit refused?"""
+
+from __future__ import annotations
+
+import json
+import random
+
+import numpy as np
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+import stepwell
+from stepwell.checkpoint import CheckpointError, load, save
+from stepwell.lr_scheduler import LambdaLR, MultiStepLR, StepLR
+
+from .cases import PLAIN, numbers
+from .compare import assert_same_bits, assert_same_training, snapshot
+
+
+def small_model(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+
+
+def train(model, optimizer, steps=2, scheduler=None):
+    for step in range(steps):
+        optimizer.zero_grad()
+        model(numbers((5, 3), torch.float32, step)).square().sum().backward()
+        optimizer.step()
+        if scheduler is not None:
+            scheduler.step()
+
+
+def everything(model, optimizer):
+    """Copies of all that a load may change."""
+    state = {f"model {k}": v.clone() for k, v in model.state_dict().items()}
+    groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+    return state, snapshot(optimizer), repr(groups)
+
+
+def assert_same(found, expected):
+    assert found[2] == expected[2]
+    assert found[0].keys() == expected[0].keys()
+    for name, value in expected[0].items():
+        assert torch.equal(found[0][name], value), name
+    assert_same_training(found[1], expected[1], "the optimizer")
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "run.safetensors"
+
+
+# What is carried over
+
+
+@pytest.mark.tiny
+def test_a_whole_training_goes_on_to_the_bit(path):
+    models = small_model(), small_model(1)
+    optimizers = [stepwell.AdamW(m.parameters(), lr=0.1) for m in models]
+    schedulers = [StepLR(o, 2, gamma=0.5) for o in optimizers]
+    train(models[0], optimizers[0], 3, schedulers[0])
+    save(path, model=models[0], optimizer=optimizers[0], scheduler=schedulers[0], extra={"n": 3})
+    loaded = load(path, model=models[1], optimizer=optimizers[1], scheduler=schedulers[1])
+    assert loaded.extra == {"n": 3}
+    assert loaded.report.is_empty
+    assert "param_names" not in optimizers[1].param_groups[0]
+    for model, optimizer, scheduler in zip(models, optimizers, schedulers, strict=True):
+        train(model, optimizer, 4, scheduler)
+    assert_same(everything(models[1], optimizers[1]), everything(models[0], optimizers[0]))
+    assert schedulers[1].state_dict() == schedulers[0].state_dict()
+
+
+ADAMW = next(case for case in PLAIN if case.rule is stepwell.AdamW)
+
+
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [
+        *((case, torch.float32) for case in PLAIN),
+        (ADAMW, torch.bfloat16),
+        (ADAMW, torch.complex64),
+    ],
+    ids=lambda value: getattr(value, "name", str(value)),
+)
+def test_each_rule(path, case, dtype):
+    shapes = ((3, 4), (0,), (), (40, 900))
+
+    def make(seed):
+        params = [nn.Parameter(numbers(s, dtype, seed + i)) for i, s in enumerate(shapes)]
+        # some lie in another order of memory
+        params[0] = nn.Parameter(params[0].detach().t().contiguous().t())
+        return params, case.make([(f"p{i}", param) for i, param in enumerate(params)])
+
+    def step(params, optimizer, number):
+        for i, param in enumerate(params):
+            param.grad = numbers(param.shape, dtype, 100 * number + i)
+        optimizer.step()
+
+    (params, optimizer), (others, resumed) = make(0), make(50)
+    step(params, optimizer, 1)
+    save(path, optimizer=optimizer)
+    load(path, optimizer=resumed)
+    for param, other in zip(params, others, strict=True):
+        other.data.copy_(param)
+    assert_same_training(resumed, optimizer, "as loaded")
+    for each in ((params, optimizer), (others, resumed)):
+        step(*each, 2)
+    assert_same_training(resumed, optimizer, "one step later")
+
+
+def test_rules_that_are_no_formula_and_averages(path):
+    for make in (
+        lambda m: stepwell.LBFGS(m.named_parameters(), history_size=3, max_iter=4),
+        lambda m: stepwell.Muon([(n, p) for n, p in m.named_parameters() if p.dim() == 2]),
+        lambda m: stepwell.averaged(stepwell.AdamW)(m.named_parameters()),
+    ):
+        models = small_model(), small_model(1)
+        optimizers = [make(m) for m in models]
+
+        def train_on(model, optimizer):
+            def closure():
+                optimizer.zero_grad()
+                loss = model(numbers((5, 3), torch.float32, 1)).square().sum()
+                loss.backward()
+                return loss
+
+            for _ in range(3):
+                optimizer.step(closure)
+
+        train_on(models[0], optimizers[0])
+        save(path, model=models[0], optimizer=optimizers[0])
+        load(path, model=models[1], optimizer=optimizers[1])
+        for model, optimizer in zip(models, optimizers, strict=True):
+            train_on(model, optimizer)
+        for one, other in zip(models[1].parameters(), models[0].parameters(), strict=True):
+            assert_same_bits(one, other, type(optimizers[0]).__name__)
+
+
+def test_hyperparameters_keep_their_types(path):
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = stepwell.AdamW(
+        [("w", weight)], lr=torch.tensor(0.1), betas=(0.25, 1 / 3), weight_decay=1e-300
+    )
+    optimizer.param_groups[0].update(note=(1, None, "x"), endless=float("inf"))
+    save(path, optimizer=optimizer)
+    other = stepwell.AdamW([("w", weight)])
+    load(path, optimizer=other)
+    found = other.param_groups[0]
+    assert found["betas"] == (0.25, 1 / 3)
+    assert type(found["betas"]) is tuple
+    assert torch.equal(found["lr"], torch.tensor(0.1))
+    assert (found["weight_decay"], found["note"]) == (1e-300, (1, None, "x"))
+    assert found["endless"] == float("inf")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {1: (2, [3.5, {"a": None}])},
+        {"nan": float("nan"), "-0": -0.0},
+        torch.bfloat16,
+        [torch.tensor(True), torch.arange(3), torch.tensor(0.1, dtype=torch.float64)],
+        [torch.tensor(float("nan")), torch.randn(2, dtype=torch.complex64)],
+    ],
+    ids=str,
+)
+def test_extra(path, value):
+    save(path, extra=value)
+    assert str(load(path).extra) == str(value)
+
+
+def test_numbers_of_numpy_become_pythons(path):
+    save(path, extra=[np.float32(0.1), np.int64(4)])
+    assert str(load(path).extra) == str([float(np.float32(0.1)), 4])
+
+
+@pytest.mark.parametrize("value", [{1, 2}, object(), len, [b"bytes"]])
+def test_what_only_code_could_load_is_refused(path, value):
+    with pytest.raises(TypeError, match=r"extra.* is a .*, which a checkpoint cannot hold"):
+        save(path, extra=value)
+    assert not path.exists()
+
+
+def test_schedulers(path):
+    weight = nn.Parameter(torch.ones(2))
+    for make in (
+        lambda o: MultiStepLR(o, [1, 1, 3]),
+        lambda o: LambdaLR(o, lambda step: 0.5**step),
+        lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 10),
+        lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [1, 2]),
+    ):
+        pairs = []
+        for _ in range(2):
+            optimizer = stepwell.SGD([("w", weight)], lr=1.0)
+            pairs.append((optimizer, make(optimizer)))
+        (optimizer, scheduler), (fresh, resumed) = pairs
+        weight.grad = torch.ones(2)
+        optimizer.step()
+        scheduler.step()
+        save(path, optimizer=optimizer, scheduler=scheduler)
+        load(path, optimizer=fresh, scheduler=resumed)
+        fresh.step()
+        for _ in range(3):
+            scheduler.step()
+            resumed.step()
+            assert fresh.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"]
+
+
+def test_random_numbers_go_on(path):
+    save(path, with_random_state=True)
+    expected = random.random(), np.random.random(), torch.rand(3)
+    load(path, with_random_state=True)
+    found = random.random(), np.random.random(), torch.rand(3)
+    assert found[:2] == expected[:2]
+    assert torch.equal(found[2], expected[2])
+    save(path)
+    with pytest.raises(CheckpointError, match="has no states of random number generators"):
+        load(path, with_random_state=True)
+
+
+def test_averaged_model_and_tied_weights(path):
+    model = nn.Module()
+    model.one, model.other = nn.Linear(200, 200, bias=False), nn.Linear(200, 200, bias=False)
+    model.other.weight = model.one.weight
+    averaged = stepwell.swa_utils.AveragedModel(model)
+    save(path, model=model, averaged=averaged, optimizer=stepwell.SGD(model.parameters()))
+    with safetensors.safe_open(path, "pt") as file:
+        # tied weights are stored once
+        assert sorted(file.keys()) == ["averaged.module.one.weight", "model.one.weight"]
+    expected = model.one.weight.detach().clone()
+    version = model.one.weight._version
+    with torch.no_grad():
+        for param in (model.one.weight, averaged.module.one.weight):
+            param.zero_()
+    load(path, model=model, averaged=averaged)
+    assert_same_bits(model.one.weight, expected, "the weight")
+    assert_same_bits(averaged.module.other.weight, expected, "the average")
+    assert model.one.weight._version > version + 1, "autograd must know of the change"
+
+
+def test_a_module_with_state_of_its_own(path):
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.seen = nn.Parameter(torch.ones(3)), 0
+
+        def get_extra_state(self):
+            return {"seen": self.seen}
+
+        def set_extra_state(self, state):
+            self.seen = state["seen"]
+
+    one, other = Counting(), Counting()
+    one.seen = 7
+    save(path, model=one)
+    load(path, model=other)
+    assert other.seen == 7
+
+
+# The file
+
+
+@pytest.mark.tiny
+def test_safetensors_reads_the_tensors(path):
+    model = small_model()
+    optimizer = stepwell.AdamW(model.parameters())
+    train(model, optimizer)
+    save(path, model=model, optimizer=optimizer)
+    tensors = safetensors.torch.load_file(path)
+    for name, param in model.named_parameters():
+        assert_same_bits(tensors[f"model.{name}"], param, name)
+        for slot in ("exp_avg", "exp_avg_sq"):
+            found = tensors[f"optimizer.{name}.{slot}"]
+            assert_same_bits(found, optimizer.state[param][slot], f"{name} {slot}")
+    with safetensors.safe_open(path, "pt") as file:
+        described = json.loads(file.metadata()["stepwell"])
+    assert described["optimizer"]["rule"] == "AdamW"
+    assert described["optimizer"]["params"]["0.weight"] == [[4, 3], "float32"]
+    assert described["torch"] == torch.__version__
+
+
+def test_layouts_and_dtypes_are_written_in_order(path):
+    extra = {
+        "transposed": torch.randn(70, 90).t(),
+        "channels": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
+        "gaps": torch.randn(50, 60)[::2, 1::3],
+        "broadcast": torch.randn(1, 4).expand(3, 4),
+        "half": torch.randn(5).half(),
+        "eight": torch.randn(5).to(torch.float8_e4m3fn),
+        "truth": torch.tensor([True, False]),
+        "words": torch.tensor([1, 65535], dtype=torch.uint16),
+        "conjugate": torch.randn(4, dtype=torch.complex128).conj(),
+    }
+    save(path, extra=extra)
+    found = load(path).extra
+    stored = safetensors.torch.load_file(path)
+    for name, expected in extra.items():
+        assert found[name].dtype == expected.dtype
+        # torch compares no numbers of eight bits
+        wide = torch.float16 if name == "eight" else expected.dtype
+        assert torch.equal(found[name].to(wide), expected.to(wide)), name
+        if not expected.is_complex():
+            assert str(stored[f"extra.{name}"]) == str(expected.contiguous()), name
+
+
+def test_tensors_of_many_pieces(path, monkeypatch):
+    from stepwell.checkpoint import pieces
+
+    monkeypatch.setattr(pieces, "PIECE", 64)
+    extra = [torch.randn(33, 7), torch.randn(7, 33).t(), torch.randn(3, 5, 7).permute(2, 0, 1)]
+    save(path, extra=extra)
+    for found, expected in zip(load(path).extra, extra, strict=True):
+        assert torch.equal(found, expected)
+    model = nn.Linear(33, 7)
+    model.weight.data = extra[0].clone().t()
+    save(path, model=model)
+    other = nn.Linear(33, 7)
+    monkeypatch.setattr("stepwell.checkpoint.states.SMALL", 0)
+    other.weight.data = torch.empty(33, 7).t()
+    load(path, model=other)
+    assert torch.equal(other.weight, model.weight)
+
+
+# Matching
+
+
+@pytest.mark.tiny
+def test_parameters_and_groups_may_change_places(path):
+    model = small_model()
+    params = dict(model.named_parameters())
+    matrices = [(name, param) for name, param in params.items() if param.dim() == 2]
+    others = [(name, param) for name, param in params.items() if param.dim() < 2]
+    optimizer = stepwell.AdamW([{"params": matrices, "lr": 0.5}, {"params": others, "lr": 0.25}])
+    train(model, optimizer)
+    save(path, optimizer=optimizer)
+    other = stepwell.AdamW([{"params": others[::-1]}, {"params": matrices[::-1]}])
+    load(path, optimizer=other)
+    assert [g["lr"] for g in other.param_groups] == [0.25, 0.5]
+    for param in params.values():
+        for slot, value in optimizer.state[param].items():
+            assert_same_bits(other.state[param][slot], value, slot)
+
+
+def test_a_report_lists_everything_and_changes_nothing(path):
+    model = small_model()
+    optimizer = stepwell.AdamW(model.named_parameters())
+    train(model, optimizer)
+    save(path, model=model, optimizer=optimizer)
+    other = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(4), nn.Linear(4, 2), nn.Linear(2, 2))
+    other[2].half()
+    params = [(n.replace("1.", "norm."), p) for n, p in other.named_parameters()]
+    target = stepwell.Adam(params)
+    scheduler = StepLR(target, 1)
+    for param in other.parameters():
+        param.grad = torch.ones_like(param)
+    target.step()
+    before = everything(other, target)
+    with pytest.raises(CheckpointError) as caught:
+        load(path, model=other, optimizer=target, scheduler=scheduler)
+    said = str(caught.value)
+    for part in (
+        str(path),
+        "missing: scheduler: not in the file",
+        "missing: model: 3.weight",
+        "model: 0.weight has shape (4, 3), must have (5, 3)",
+        "model: 2.weight is torch.float32, must be torch.float16",
+        "the rule: the file has state of AdamW, not Adam",
+        "0.weight: has shape [4, 3] in the file, [5, 3] in the optimizer",
+        "2.bias: is float32 in the file, float16 in the optimizer",
+        "missing: norm.weight (the state dict has 1.weight)",
+        "nothing was loaded; strict=False loads what fits",
+    ):
+        assert part in said
+    assert_same(everything(other, target), before)
+
+
+def test_partial_loads_and_renames(path):
+    model = small_model()
+    optimizer = stepwell.AdamW(model.parameters())
+    train(model, optimizer)
+    save(path, model=model, optimizer=optimizer)
+    wrapped = nn.ModuleDict({"body": small_model(1), "head": nn.Linear(2, 7)})
+    target = stepwell.AdamW(wrapped.parameters())
+    loaded = load(
+        path, model=wrapped, optimizer=target, strict=False, rename={r"^(\d)\.": r"body.\1."}
+    )
+    assert set(loaded.report.missing) >= {"model: head.weight", "model: head.bias"}
+    assert not loaded.report.unexpected
+    assert not loaded.report.mismatched
+    for ours, theirs in zip(wrapped["body"].parameters(), model.parameters(), strict=True):
+        assert_same_bits(ours, theirs, "a parameter")
+        assert_same_bits(
+            target.state[ours]["exp_avg"], optimizer.state[theirs]["exp_avg"], "its state"
+        )
+    assert wrapped["head"].weight not in target.state
+    with pytest.raises(CheckpointError, match="which rename makes a second 'x'"):
+        load(path, model=wrapped, rename={"^.*$": "x"})
+
+
+@pytest.mark.parametrize("size", [4, 300])
+def test_dtypes_are_as_asked(path, size):
+    param = nn.Parameter(torch.randn(size, size))
+    param.grad = torch.randn(size, size)
+    optimizer = stepwell.AdamW([("w", param)])
+    optimizer.step()
+    save(path, optimizer=optimizer)
+    half = nn.Parameter(param.detach().bfloat16())
+    for dtype, expected in (("param", torch.bfloat16), (torch.float32, torch.float32)):
+        other = stepwell.AdamW([("w", half)])
+        load(path, optimizer=other, dtype=dtype)
+        found = other.state[half]["exp_avg"]
+        assert found.dtype == expected
+        assert_same_bits(found, optimizer.state[param]["exp_avg"].to(expected), str(dtype))
+
+
+def test_parameters_without_a_name_are_refused(path):
+    optimizer = stepwell.SGD([torch.ones(2, requires_grad=True)])
+    with pytest.raises(ValueError, match="group 0, parameter 0 has no name"):
+        save(path, optimizer=optimizer)
+    assert not path.exists()
+
+
+def test_hyperparameters_out_of_range_are_refused(path):
+    model = small_model()
+    optimizer = stepwell.SGD(model.parameters(), lr=0.1)
+    dict.__setitem__(optimizer.param_groups[0], "lr", -1.0)
+    save(path, model=model, optimizer=optimizer)
+    other = stepwell.SGD(model.parameters(), lr=0.5)
+    before = everything(model, other)
+    with pytest.raises(CheckpointError, match="Invalid learning rate: -1"):
+        load(path, model=model, optimizer=other)
+    assert_same(everything(model, other), before)
+
+
+def test_a_scheduler_that_refuses_leaves_all_as_it_was(path):
+    model = small_model()
+    optimizer = stepwell.SGD(model.parameters(), lr=0.1)
+    scheduler = StepLR(optimizer, 2)
+    scheduler.step_size = -1
+    save(path, model=model, optimizer=optimizer, scheduler=scheduler)
+    other = small_model(1)
+    target = stepwell.SGD(other.parameters(), lr=0.5)
+    before = everything(other, target)
+    with pytest.raises(CheckpointError, match="scheduler: ValueError"):
+        load(path, model=other, optimizer=target, scheduler=StepLR(target, 2))
+    assert target.param_groups[0]["lr"] == 0.5
+    for name, value in other.state_dict().items():
+        assert torch.equal(value, before[0][f"model {name}"])
