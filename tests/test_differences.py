@@ -75,9 +75,9 @@ ELSEWHERE = {
         "test_swa_utils",
         "test_a_model_of_another_precision",
     ),
-    "`AveragedModel`, parameters that overlap in memory": (
+    "`AveragedModel`, buffers that overlap in memory": (
         "test_swa_utils",
-        "test_parameters_that_overlap_are_averaged_once",
+        "test_buffers_that_overlap_are_averaged_once",
     ),
     "`AveragedModel`, truth values among buffers": (
         "test_swa_utils",

@@ -252,18 +252,18 @@ def test_tied_parameters_are_averaged_once() -> None:
 
 
 @pytest.mark.parametrize("function", ["ema multi", "swa multi", "ema", "swa"])
-def test_parameters_that_overlap_are_averaged_once(function: str) -> None:
+def test_buffers_that_overlap_are_averaged_once(function: str) -> None:
     """Torch averages the shared elements twice."""
 
     class Views(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             flat = torch.zeros(8)
-            self.whole = nn.Parameter(flat)
-            self.part = nn.Parameter(flat[2:6].view(2, 2))
+            self.register_buffer("whole", flat)
+            self.register_buffer("part", flat[2:6].view(2, 2))
 
     model, plain = Views(), nn.ParameterList([nn.Parameter(torch.zeros(8))])
-    averaged = ours.AveragedModel(model, **FUNCTIONS[function](ours))
+    averaged = ours.AveragedModel(model, use_buffers=True, **FUNCTIONS[function](ours))
     right = theirs.AveragedModel(plain, **FUNCTIONS[function](theirs))
     for step in range(4):
         with torch.no_grad():
