@@ -51,21 +51,27 @@ def write(groups: Groups, values: Mapping[str, Sequence[Number]]) -> dict[str, S
     Raises:
         ValueError, TypeError: a value is out of range; nothing is changed
     """
-    ready = [_prepared(groups, name, given) for name, given in values.items()]
+    ready: list[tuple[str, Any, Any]] = []
+    for name, given in values.items():
+        # of two items of one tuple, the second is put where the first already is
+        made = {key: whole for key, whole, setitem in ready if not isinstance(setitem, _Filler)}
+        ready.append(_prepared(groups, name, given, made))
     for key, whole, setitem in ready:
         # a loop in C: a schedule does this at every step for every group
         deque(map(setitem, groups, repeat(key), whole), maxlen=0)
     return {key: whole for key, whole, setitem in ready if not isinstance(setitem, _Filler)}
 
 
-def _prepared(groups: Groups, name: str, values: Sequence[Number]) -> tuple[str, Any, Any]:
+def _prepared(
+    groups: Groups, name: str, values: Sequence[Number], made: Mapping[str, Any]
+) -> tuple[str, Any, Any]:
     """The key, what to write under it, and how: checked together, or one by one in writing."""
     if len(values) != len(groups) or not groups:
         raise ValueError(f"{name}: got {len(values)} values for {len(groups)} groups")
     key, index = _split(name)
     whole: Sequence[Any] = values
     if index is not None:
-        columns = list(zip(*read(groups, key), strict=True))
+        columns = list(zip(*(made.get(key) or read(groups, key)), strict=True))
         if holds_tensors(columns[index]):
             return key, values, _Filler(index)
         columns[index] = tuple(values)

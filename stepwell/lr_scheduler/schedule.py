@@ -186,10 +186,9 @@ def _check_names(
         if key in names or (isinstance(key, int) and 0 <= key < len(groups)):
             continue
         close = near_miss(key, names) if isinstance(key, str) else None
-        known = (
-            f"did you mean {close!r}?" if close else f"there are {[*range(len(groups)), *names]}"
-        )
-        raise ValueError(f"{place}: there is no group {key!r}; {known}")
+        known = ", ".join(map(repr, [*range(len(groups)), *names]))
+        hint = f"did you mean {close!r}?" if close else f"there are {known}"
+        raise ValueError(f"{place}: there is no group {key!r}; {hint}")
 
 
 def _initial(group: dict[str, Any], name: str) -> Number:
