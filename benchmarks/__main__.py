@@ -17,7 +17,7 @@ from rich.console import Console
 from stepwell.native.triton_jit import is_interpreting
 from stepwell.race.machine import describe
 
-from . import averaging, gpu
+from . import averaging, gpu, schedules
 from .costs import COSTS, Cost
 from .cpu_cases import CASES
 from .cpu_tables import costs_table, speeds_table
@@ -56,9 +56,13 @@ def main(arguments: list[str] | None = None) -> int:
     averages = [a.measure(options.seconds) for a in averaging.AVERAGES if options.only in str(a)]
     if averages:
         console.print(averaging.averages_table(averages))
+    chosen_schedules = [s for s in schedules.SCHEDULES if options.only in str(s)]
+    steps = [schedule.measure(options.seconds) for schedule in chosen_schedules]
+    if steps:
+        console.print(schedules.schedules_table(steps))
     if options.json:
-        _save(options.json, results, costs, descents, raced, averages)
-    missed = any(r.misses() for r in [*results, *descents, *raced, *averages])
+        _save(options.json, results, costs, descents, raced, averages, steps)
+    missed = any(r.misses() for r in [*results, *descents, *raced, *averages, *steps])
     return int(missed or any(value > cost.limit for cost, value in costs))
 
 
@@ -100,6 +104,7 @@ def _save(
     descents: list[Reached],
     raced: list[Raced],
     averages: list[averaging.Timed],
+    steps: list[schedules.Stepped],
 ) -> None:
     rows = [
         {
@@ -119,6 +124,7 @@ def _save(
     found = {"speeds": rows, "costs": once, "lbfgs": [saved(reached) for reached in descents]}
     found["sparse"] = [saved_embedding(one) for one in raced]
     found["averages"] = [averaging.saved(one) for one in averages]
+    found["schedules"] = [schedules.saved(one) for one in steps]
     path.write_text(json.dumps({"machine": describe(), **found}, indent=1))
 
 

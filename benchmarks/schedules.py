@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from rich.table import Table
 from torch.optim import lr_scheduler as torch_schedulers
 
+import stepwell
 from stepwell import lr_scheduler
 
 GROUPS = 100
@@ -22,67 +23,82 @@ STEPS = 50
 ENDLESS = 10_000_000
 
 
-@dataclass(frozen=True)
-class Schedules:
-    """A row: how a schedule is made of the classes of a module."""
+def _cosine(module: Any, optimizer: Any) -> Any:
+    return module.CosineAnnealingLR(optimizer, ENDLESS)
 
-    what: str
-    make: Callable[[Any, Any], Any]
+
+def _one_cycle(module: Any, optimizer: Any) -> Any:
+    return module.OneCycleLR(optimizer, 1.0, total_steps=ENDLESS)
 
 
 def _sequence(module: Any, optimizer: Any) -> Any:
-    parts = [
-        module.LinearLR(optimizer, total_iters=10),
-        module.CosineAnnealingLR(optimizer, ENDLESS),
-    ]
+    parts = [module.LinearLR(optimizer, total_iters=10), _cosine(module, optimizer)]
     return module.SequentialLR(optimizer, parts, milestones=[10])
 
 
-SCHEDULES = (
-    Schedules("CosineAnnealingLR", lambda module, opt: module.CosineAnnealingLR(opt, ENDLESS)),
-    Schedules("OneCycleLR", lambda module, opt: module.OneCycleLR(opt, 1.0, total_steps=ENDLESS)),
-    Schedules("SequentialLR", _sequence),
+@dataclass(frozen=True)
+class Schedules:
+    """A row: a schedule, made of the classes of a module, on the AdamW of a library."""
+
+    what: str
+    make: Callable[[Any, Any], Any]
+    library: Any
+
+    def __str__(self) -> str:
+        return f"{self.what} on {self.library.__name__}.AdamW"
+
+    def measure(self, seconds: float) -> Stepped:
+        """Race stepwell's class with torch's, each on an optimizer of its own."""
+        rivals = {
+            "stepwell": self.make(lr_scheduler, _optimizer(self.library)),
+            "torch": self.make(torch_schedulers, _optimizer(self.library)),
+        }
+        times: dict[str, list[float]] = {name: [] for name in rivals}
+        for scheduler in rivals.values():
+            scheduler.optimizer.step()
+        for _ in _rounds(seconds):
+            for name, scheduler in rivals.items():
+                times[name].append(_microseconds(scheduler))
+        ours, theirs = (scheduler.get_last_lr() for scheduler in rivals.values())
+        medians = {name: statistics.median(values) for name, values in times.items()}
+        return Stepped(str(self), medians, wrong=not _alike(ours, theirs))
+
+
+SCHEDULES = tuple(
+    Schedules(what, make, library)
+    for what, make in (
+        ("CosineAnnealingLR", _cosine),
+        ("OneCycleLR", _one_cycle),
+        ("SequentialLR", _sequence),
+    )
+    for library in (torch.optim, stepwell)
 )
 
 
 @dataclass(frozen=True)
-class Timing:
-    """Microseconds per step, medians of one race.
-
-    `wrong`: the rates after the race differ.
-    """
+class Stepped:
+    """Microseconds per step, medians of one race; `wrong`: the rates after it differ."""
 
     what: str
-    stepwell: float
-    torch: float
+    medians: dict[str, float]
     wrong: bool
 
     @property
     def ratio(self) -> float:
-        return self.torch / self.stepwell
+        """How many of our steps fit into one of torch's."""
+        return self.medians["torch"] / self.medians["stepwell"]
 
-    def misses(self) -> bool:
-        return self.wrong or self.ratio < BAR
+    def misses(self) -> list[str]:
+        """What is wrong, or slower than it must be."""
+        slow = [f"{self.ratio:.2f}x < {BAR:g}x"] if self.ratio < BAR else []
+        return ["wrong rates"] if self.wrong else slow
 
 
-def measure(row: Schedules, seconds: float, library: Any = torch.optim) -> Timing:
-    """Race stepwell's schedule with torch's, both on the AdamW of one library."""
-    rivals = {
-        "stepwell": row.make(lr_scheduler, _optimizer(library.AdamW)),
-        "torch": row.make(torch_schedulers, _optimizer(library.AdamW)),
-    }
-    times: dict[str, list[float]] = {name: [] for name in rivals}
-    for scheduler in rivals.values():
-        scheduler.optimizer.step()
-    for _ in _rounds(seconds):
-        for name, scheduler in rivals.items():
-            begin = time.perf_counter()
-            for _ in range(STEPS):
-                scheduler.step()
-            times[name].append((time.perf_counter() - begin) / STEPS * 1e6)
-    ours, theirs = (scheduler.get_last_lr() for scheduler in rivals.values())
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    return Timing(f"{row.what}, {library.__name__}", **medians, wrong=not _alike(ours, theirs))
+def _microseconds(scheduler: Any) -> float:
+    begin = time.perf_counter()
+    for _ in range(STEPS):
+        scheduler.step()
+    return (time.perf_counter() - begin) / STEPS * 1e6
 
 
 def _rounds(seconds: float) -> Iterator[None]:
@@ -92,9 +108,9 @@ def _rounds(seconds: float) -> Iterator[None]:
         yield
 
 
-def _optimizer(kind: Any) -> Any:
+def _optimizer(library: Any) -> Any:
     groups = [{"params": [torch.zeros(1)], "lr": 0.1 + i / 1000} for i in range(GROUPS)]
-    return kind(groups)
+    return library.AdamW(groups)
 
 
 def _alike(ours: list[float], theirs: list[float]) -> bool:
@@ -102,7 +118,7 @@ def _alike(ours: list[float], theirs: list[float]) -> bool:
     return torch.allclose(torch.tensor(ours), torch.tensor(theirs), rtol=1e-9, atol=0)
 
 
-def table(timings: list[Timing]) -> Table:
+def schedules_table(timings: Iterable[Stepped]) -> Table:
     """What was measured, and whether it is enough."""
     made = Table(title=f"microseconds per step of a schedule, {GROUPS} groups, medians")
     made.add_column("schedule")
@@ -110,28 +126,22 @@ def table(timings: list[Timing]) -> Table:
         made.add_column(name, justify="right")
     made.add_column("must reach")
     for timing in timings:
-        colour = "red" if timing.misses() else "green"
+        missed = "; ".join(timing.misses())
         made.add_row(
             timing.what,
-            "wrong" if timing.wrong else f"{timing.stepwell:,.1f}",
-            f"{timing.torch:,.1f}",
+            *(f"{timing.medians[name]:,.1f}" for name in ("stepwell", "torch")),
             f"{timing.ratio:.2f}x",
-            f"[{colour}]{BAR:g}x[/{colour}]",
+            f"[red]{missed}[/red]" if missed else f"[green]{BAR:g}x[/green]",
         )
     return made
 
 
-def rows(timings: list[Timing]) -> list[dict[str, Any]]:
+def saved(timing: Stepped) -> dict[str, Any]:
     """The same for the JSON file."""
-    return [
-        {
-            "what": timing.what,
-            "groups": GROUPS,
-            "microseconds": {
-                "stepwell": round(timing.stepwell, 2),
-                "torch": round(timing.torch, 2),
-            },
-            "missed": timing.misses(),
-        }
-        for timing in timings
-    ]
+    medians = {name: round(value, 2) for name, value in timing.medians.items()}
+    return {
+        "schedule": timing.what,
+        "groups": GROUPS,
+        "microseconds": medians,
+        "missed": timing.misses(),
+    }

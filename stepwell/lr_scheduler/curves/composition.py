@@ -212,6 +212,6 @@ def wave(share: float) -> float:
 def power(base: float, exponent: float) -> float:
     """`base ** exponent`, infinite where it is too large for a number."""
     try:
-        return float(base) ** exponent
+        return math.pow(base, exponent)
     except OverflowError:
         return math.inf if base > 1 else float(base == 1)
