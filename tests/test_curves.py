@@ -5,9 +5,12 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import re
+from pathlib import Path
 
 import mpmath
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -233,3 +236,16 @@ def test_parse():
     whole = parse(" 0.5 * (warmup(500) >> cosine(9_500, end=1e-2)) * multi_step([3, 5]) ")
     assert whole == 0.5 * (warmup(500) >> cosine(9500, end=0.01)) * multi_step((3, 5))
     assert parse("cyclic(3, None, mode='triangular2')") == cyclic(3, mode="triangular2")
+
+
+def test_the_page_of_schedules_runs_and_shows_every_curve():
+    docs = Path(__file__).parents[1] / "docs"
+    page = (docs / "schedules.md").read_text()
+    names = {"model": torch.nn.Linear(4, 1), "inputs": torch.ones(3, 4)}
+    for code in re.findall(r"^```python\n(.*?)^```", page, re.M | re.S):
+        exec(compile(code, "docs/schedules.md", "exec", dont_inherit=True), names)
+    assert names["schedule"].last_epoch == 700
+    for curve in [*CURVES, warmup_stable_decay]:
+        name = getattr(curve, "__name__", type(curve).__name__)
+        assert f"| `{name}(" in page
+        assert (docs / "pictures" / f"{name}.png").is_file()
