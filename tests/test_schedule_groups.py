@@ -1,0 +1,158 @@
+"""Do groups join every schedule, and is what differs from torch's schedules what the table says?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.optim import lr_scheduler as torch_schedulers
+
+import stepwell
+from stepwell import lr_scheduler
+from stepwell.lr_scheduler import Schedule, cosine, linear
+
+from .schedule_cases import CASES, RATES, Case, optimizer, wobble
+
+pytestmark = pytest.mark.filterwarnings("ignore:Detected call of")
+
+
+def join(held: Any, rate: float) -> dict[str, Any]:
+    held.add_param_group({"params": [torch.nn.Parameter(torch.ones(1))], "lr": rate})
+    return held.param_groups[-1]
+
+
+@pytest.mark.parametrize("library", [torch.optim, stepwell])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.label)
+def test_a_group_joins_with_its_own_rate(case, library):
+    scheduler = case.make(lr_scheduler, optimizer(*RATES, kind=library.SGD, momentum=0.9))
+    alone = case.make(lr_scheduler, optimizer(*RATES, kind=library.SGD, momentum=0.9))
+    for _ in range(3):
+        scheduler.step()
+        alone.step()
+    group = join(scheduler.optimizer, 0.8)
+    assert group["lr"] == 0.8
+    for _ in range(20):
+        scheduler.step()
+        alone.step()
+        assert scheduler.get_last_lr()[:3] == alone.get_last_lr()
+        assert scheduler.get_last_lr()[3] == group["lr"] >= 0
+    assert group["initial_lr"] == 0.8
+
+
+def test_where_a_group_that_joins_goes_on():
+    chained = lr_scheduler.ExponentialLR(optimizer(0.1), 0.5)
+    closed = lr_scheduler.LambdaLR(optimizer(0.1), lambda step: 0.5**step)
+    each = lr_scheduler.LambdaLR(optimizer(0.1, 0.1), [wobble, lambda step: 0.5**step])
+    cycle = lr_scheduler.OneCycleLR(optimizer(0.1, momentum=0.9), 1.0, total_steps=50)
+    mixed = Schedule(optimizer(0.1), lr=linear(1, 0, 10))
+    groups = []
+    for scheduler in (chained, closed, each, cycle, mixed):
+        scheduler.step()
+        groups.append(join(scheduler.optimizer, 0.8))
+        scheduler.step()
+    rates = [group["lr"] for group in groups]
+    first = cycle.optimizer.param_groups[0]["lr"]
+    assert rates == pytest.approx([0.4, 0.2, 0.8, first * 0.8 / (1.0 / 25), 0.8 * 0.8 / 0.9])
+
+
+def test_a_group_that_joins_a_schedule_of_functions_stops_torch():
+    scheduler = torch_schedulers.LambdaLR(optimizer(0.1), wobble)
+    join(scheduler.optimizer, 0.8)
+    with pytest.raises(ValueError, match="zip"):
+        scheduler.step()
+
+
+def test_a_floor_for_each_group_of_a_plateau_is_no_obstacle():
+    held = optimizer(1.0)
+    scheduler = lr_scheduler.ReduceLROnPlateau(held, factor=0.5, patience=0, min_lr=[0.9])
+    join(held, 0.8)
+    for _ in range(2):
+        scheduler.step(1.0)
+    assert scheduler.get_last_lr() == [0.9, 0.4]
+
+
+def test_the_state_of_a_schedule_alone_brings_its_rates():
+    rates = []
+    for module in (torch_schedulers, lr_scheduler):
+        whole = module.LinearLR(optimizer(0.3), 0.1, total_iters=10)
+        for _ in range(5):
+            whole.step()
+        resumed = module.LinearLR(optimizer(0.3), 0.1, total_iters=10)
+        resumed.load_state_dict(whole.state_dict())
+        rates.append((resumed.optimizer.param_groups[0]["lr"], whole.get_last_lr()[0]))
+    assert rates[0][0] == pytest.approx(0.03)
+    assert rates[1][0] == rates[1][1] == pytest.approx(0.165)
+
+
+def test_a_loaded_rate_survives_the_constructor():
+    rates = []
+    for module in (torch_schedulers, lr_scheduler):
+        whole = module.LinearLR(optimizer(0.3), 0.1, total_iters=10)
+        for _ in range(10):
+            whole.step()
+        held = optimizer(0.3)
+        held.load_state_dict(whole.optimizer.state_dict())
+        module.LinearLR(held, 0.1, total_iters=10).load_state_dict(whole.state_dict())
+        rates.append(held.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.03, 0.3])
+
+
+def test_a_sequence_resumes_where_it_stood():
+    rates = []
+    for module in (torch_schedulers, lr_scheduler):
+        held = optimizer(1.0)
+        parts = [module.ConstantLR(held, 0.5, 99), module.ExponentialLR(held, 0.5)]
+        scheduler = module.SequentialLR(held, parts, milestones=[3], last_epoch=4)
+        rates.append(scheduler.get_last_lr()[0])
+    assert rates == [0.5, 0.25]
+
+
+def test_a_sequence_of_sequences():
+    def steps(module: Any) -> list[float]:
+        held = optimizer(1.0)
+        inner = [module.ConstantLR(held, 0.5, 99), module.ExponentialLR(held, 0.5)]
+        first = module.SequentialLR(held, inner, milestones=[2])
+        whole = module.SequentialLR(held, [first, module.ConstantLR(held, 0.1, 99)], [5])
+        seen = []
+        for _ in range(7):
+            seen.append(held.param_groups[0]["lr"])
+            whole.step()
+        return seen
+
+    assert steps(lr_scheduler) == pytest.approx([0.5, 0.5, 1.0, 0.5, 0.25, 0.1, 0.1])
+    # the inner one begins its second part a step too early
+    assert steps(torch_schedulers)[1] == 1.0
+
+
+def test_a_chain_after_a_value_of_zero_keeps_both_factors():
+    rates = []
+    for module in (torch_schedulers, lr_scheduler):
+        held = optimizer(1.0)
+        chain = module.ChainedScheduler(
+            [module.ConstantLR(held, 0.5, 99), module.CosineAnnealingLR(held, 2)]
+        )
+        for _ in range(4):
+            chain.step()
+        rates.append(chain.get_last_lr()[0])
+    assert rates == pytest.approx([1.0, 0.5])
+
+
+def test_a_rate_changed_by_hand_where_the_factor_is_zero():
+    rates = []
+    for module in (torch_schedulers, lr_scheduler):
+        scheduler = Case("ExponentialLR", {"gamma": 0.0}).make(module, optimizer(1.0))
+        scheduler.step()
+        scheduler.optimizer.param_groups[0]["lr"] = 0.2
+        scheduler.step()
+        rates.append(scheduler.get_last_lr()[0])
+    assert rates == [0.0, 0.2]
+
+
+def test_curves_on_tensors_are_filled_in_place():
+    rate = torch.tensor(0.5)
+    schedule = Schedule(optimizer(rate), lr=cosine(4))
+    schedule.step()
+    schedule.step()
+    assert schedule.optimizer.param_groups[0]["lr"] is rate
+    assert rate.item() == pytest.approx(0.25)
