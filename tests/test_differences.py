@@ -99,6 +99,70 @@ ELSEWHERE = {
         "test_swa_utils",
         "test_modes_and_momenta_are_put_back",
     ),
+    "schedules: a rate that nobody else touches": (
+        "test_schedule_twins",
+        "test_ours_is_the_closed_form_to_the_bit_at_every_step",
+    ),
+    "schedules: a rate changed by hand where the factor is zero": (
+        "test_schedule_groups",
+        "test_a_rate_changed_by_hand_where_the_factor_is_zero",
+    ),
+    "schedules: one that is made after its optimizer was loaded, and then loaded": (
+        "test_schedule_groups",
+        "test_a_loaded_rate_survives_the_constructor",
+    ),
+    "schedules: `load_state_dict` without the optimizer's": (
+        "test_schedule_groups",
+        "test_the_state_of_a_schedule_alone_brings_its_rates",
+    ),
+    'schedules: `load_state_dict({"last_epoch": 700})`': (
+        "test_schedule_resume",
+        "test_without_the_optimizers_state_too",
+    ),
+    "schedules: a group that joins `LambdaLR` and others": (
+        "test_schedule_groups",
+        "test_a_group_joins_with_its_own_rate",
+    ),
+    "`ReduceLROnPlateau` with a list of floors: a group that joins": (
+        "test_schedule_groups",
+        "test_a_floor_for_each_group_of_a_plateau_is_no_obstacle",
+    ),
+    "`ReduceLROnPlateau`: a metric that is NaN": (
+        "test_schedule_refusals",
+        "test_a_metric_that_is_nan_is_reported_and_no_better",
+    ),
+    "`SequentialLR(last_epoch=...)`": (
+        "test_schedule_groups",
+        "test_a_sequence_resumes_where_it_stood",
+    ),
+    "`SequentialLR` inside another one": (
+        "test_schedule_groups",
+        "test_a_sequence_of_sequences",
+    ),
+    "`ChainedScheduler` with a `CosineAnnealingLR` that rises from zero": (
+        "test_schedule_groups",
+        "test_a_chain_after_a_value_of_zero_keeps_both_factors",
+    ),
+    "`ConstantLR(factor=0)`": (
+        "test_schedule_refusals",
+        "test_a_constant_factor_of_zero_comes_back",
+    ),
+    "`OneCycleLR`, one step after its last": (
+        "test_schedule_refusals",
+        "test_one_cycle_after_its_end",
+    ),
+    "schedules: `total_iters` of zero, milestones out of order, NaN": (
+        "test_schedule_refusals",
+        "test_what_torch_lets_pass",
+    ),
+    "schedules: a step that fails": (
+        "test_schedule_refusals",
+        "test_a_rate_out_of_range_changes_nothing",
+    ),
+    "schedules: the first step, where a `GradScaler` held the optimizer back": (
+        "test_lr_scheduler",
+        "TestOrderOfSteps",
+    ),
 }
 
 
