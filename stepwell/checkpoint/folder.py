@@ -10,6 +10,7 @@ from typing import Any
 
 from .header import PREFIX, CheckpointError
 from .reading import verify
+from .writing import UNFINISHED
 
 __all__ = ["check_keep", "latest", "prune"]
 
@@ -68,7 +69,8 @@ def _newest_first(paths: list[Path]) -> list[Path]:
 
 
 def _begins_well(path: Path) -> bool:
-    if not path.is_file():
+    # one that is not finished may be whole, and is removed by the next save
+    if path.name.endswith(UNFINISHED) or not path.is_file():
         return False
     with path.open("rb") as file:
         return file.read(8 + len(PREFIX))[8:] == PREFIX

@@ -16,9 +16,10 @@ from torch import Tensor
 from .header import Entry, encode, plan
 from .pieces import as_stored, digest, get_piece, in_parallel, jobs
 
-__all__ = ["replacing", "sync_folder", "write"]
+__all__ = ["UNFINISHED", "replacing", "write"]
 
-UNFINISHED = ".unfinished"
+UNFINISHED = ".unfinished-checkpoint"
+"""How the names of files end that are still being written, or that a killed process has left."""
 
 
 def write(
@@ -99,7 +100,7 @@ def replacing(path: Path) -> Iterator[int]:
     path = Path(os.path.realpath(path))
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}{UNFINISHED}")
     with _naming(path):
-        _remove_leftovers(path)
+        _remove_leftovers(path.parent)
         fd = os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     try:
         with _naming(path):
@@ -108,7 +109,7 @@ def replacing(path: Path) -> Iterator[int]:
             os.fsync(fd)
             # others may read the name while this is written
             os.replace(unfinished, path)
-            sync_folder(path.parent)
+            _sync_folder(path.parent)
     finally:
         os.close(fd)
         with suppress(FileNotFoundError):
@@ -126,7 +127,7 @@ def _naming(path: Path) -> Iterator[None]:
         raise OSError(number, words, str(path)) from error
 
 
-def sync_folder(folder: Path) -> None:
+def _sync_folder(folder: Path) -> None:
     """Have the names in a folder survive a loss of power."""
     fd = os.open(folder, os.O_RDONLY)
     try:
@@ -135,9 +136,9 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def _remove_leftovers(path: Path) -> None:
-    """Remove what killed processes have left of this file; who still writes holds a lock."""
-    for leftover in path.parent.glob(f".{_escaped(path.name)}.*{UNFINISHED}"):
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes have left; whoever still writes holds a lock."""
+    for leftover in folder.glob(f".*{UNFINISHED}"):
         with suppress(OSError):
             fd = os.open(leftover, os.O_RDONLY)
             try:
@@ -145,10 +146,6 @@ def _remove_leftovers(path: Path) -> None:
                 leftover.unlink()
             finally:
                 os.close(fd)
-
-
-def _escaped(name: str) -> str:
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
 
 
 def _lock(fd: int) -> None:

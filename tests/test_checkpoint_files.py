@@ -1,0 +1,259 @@
+"""Is a checkpoint written all or nothing, whatever goes wrong, and which of many is the newest?"""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import stepwell
+from stepwell.checkpoint import CheckpointError, latest, load, save, verify
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "run.safetensors"
+
+
+def files(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def fails_after(function, count, number):
+    """The function, which from some call on fails as a system call does."""
+    calls = iter(range(1_000_000))
+
+    def failing(*args):
+        if next(calls) >= count:
+            raise OSError(number, os.strerror(number))
+        return function(*args)
+
+    return failing
+
+
+@pytest.mark.tiny
+@pytest.mark.parametrize(
+    ("call", "count", "number"),
+    [
+        ("pwrite", 0, errno.ENOSPC),
+        ("pwrite", 2, errno.ENOSPC),
+        ("pwrite", 1, errno.EDQUOT),
+        ("fsync", 0, errno.EIO),
+        ("open", 0, errno.EACCES),
+        ("open", 0, errno.EROFS),
+        ("replace", 0, errno.EPERM),
+    ],
+)
+@pytest.mark.parametrize("background", [False, True])
+def test_a_failure_names_the_file_and_leaves_the_old_one(
+    path, monkeypatch, call, count, number, background
+):
+    save(path, extra=[torch.arange(5.0), torch.ones(7)])
+    before = path.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, fails_after(getattr(os, call), count, number))
+        with pytest.raises(OSError, match=str(path)) as caught:
+            save(path, extra=[torch.zeros(3), torch.ones(3)], background=background).wait()
+    assert caught.value.errno == number
+    assert "no checkpoint was written" in str(caught.value)
+    assert files(path.parent) == [path.name]
+    assert path.read_bytes() == before
+    assert torch.equal(load(path).extra[0], torch.arange(5.0))
+
+
+def test_a_limit_of_the_system(path):
+    """Not a stand-in for it: the kernel cuts the file short, and then refuses to write."""
+    save(path, extra=torch.ones(10))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            save(path, extra=torch.zeros(100_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(path) in str(caught.value)
+    assert files(path.parent) == [path.name]
+    assert torch.equal(load(path).extra, torch.ones(10))
+
+
+def test_places_where_no_file_can_be(tmp_path):
+    for path, error in (
+        (tmp_path / "missing" / "x.safetensors", FileNotFoundError),
+        (tmp_path, IsADirectoryError),
+    ):
+        with pytest.raises(error, match=str(path)):
+            save(path, extra=1)
+    assert files(tmp_path) == []
+
+
+def test_the_order_of_writing(path, monkeypatch):
+    """All is on the disk before the name changes, and the name before the call returns."""
+    calls = []
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+
+        def noted(*args, name=name, real=real):
+            is_folder = name == "fsync" and os.readlink(f"/proc/self/fd/{args[0]}") == str(
+                path.parent
+            )
+            calls.append("sync folder" if is_folder else name)
+            return real(*args)
+
+        monkeypatch.setattr(os, name, noted)
+    save(path, extra=1)
+    assert calls == ["fsync", "replace", "sync folder"]
+
+
+def test_interrupted_by_the_keyboard(path, monkeypatch):
+    save(path, extra=1)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            save(path, extra=2)
+    assert files(path.parent) == [path.name]
+    assert load(path).extra == 1
+
+
+def test_a_link_goes_on_leading_to_the_file(tmp_path):
+    (tmp_path / "disk").mkdir()
+    link = tmp_path / "run.safetensors"
+    link.symlink_to(tmp_path / "disk" / "real.safetensors")
+    save(link, extra=1)
+    assert link.is_symlink()
+    assert load(tmp_path / "disk" / "real.safetensors").extra == 1
+
+
+def test_files_may_be_read_as_any_other(path):
+    save(path, extra=1)
+    other = path.with_name("other")
+    other.write_text("")
+    assert path.stat().st_mode == other.stat().st_mode
+
+
+def test_a_file_cut_while_it_is_read(path, monkeypatch):
+    save(path, extra=torch.zeros(5_000_000))
+    real = os.preadv
+
+    def cutting(fd, views, place):
+        if place > 1_000_000:
+            os.truncate(path, 1_000_000)
+        return real(fd, views, place)
+
+    monkeypatch.setattr(os, "preadv", cutting)
+    with pytest.raises(CheckpointError, match="ended early"):
+        load(path)
+
+
+# In the background
+
+
+def test_what_changes_meanwhile_is_not_saved(path):
+    weight = torch.nn.Parameter(torch.zeros(300, 300))
+    optimizer = stepwell.SGD([("w", weight)], momentum=0.9)
+    optimizer.state[weight]["momentum_buffer"] = torch.ones(300, 300)
+    writing = save(path, optimizer=optimizer, extra=[weight.detach()], background=True)
+    with torch.no_grad():
+        weight.fill_(2)
+        optimizer.state[weight]["momentum_buffer"].fill_(2)
+    writing.wait()
+    assert writing.is_done
+    other = stepwell.SGD([("w", torch.nn.Parameter(torch.zeros(300, 300)))], momentum=0.9)
+    assert torch.equal(load(path, optimizer=other).extra[0], torch.zeros(300, 300))
+    (state,) = other.state.values()
+    assert torch.equal(state["momentum_buffer"], torch.ones(300, 300))
+
+
+def test_the_next_save_reports_a_failure(path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", fails_after(os.pwrite, 0, errno.ENOSPC))
+        writing = save(path, extra=1, background=True)
+        writing._thread.join()
+    with pytest.raises(OSError, match="No space left"):
+        save(path.with_name("other.safetensors"), extra=2)
+    # it is said once
+    writing.wait()
+    save(path, extra=3)
+    assert load(path).extra == 3
+
+
+def test_a_process_that_ends_finishes_its_file(path):
+    code = (
+        "import sys, torch; from stepwell.checkpoint import save; "
+        "save(sys.argv[1], extra=[torch.ones(1_000_000)] * 3, background=True)"
+    )
+    subprocess.run([sys.executable, "-c", code, path], check=True, cwd=ROOT)
+    verify(path)
+
+
+# Many files
+
+
+def test_keep_leaves_the_newest(tmp_path):
+    for name in ("notes-1.txt", "other-1.safetensors", "step-9.safetensors.bak"):
+        (tmp_path / name).write_text("not a checkpoint")
+    (tmp_path / "step-0.safetensors").write_text("not a checkpoint")
+    save(tmp_path / "best-1.safetensors", extra=0)
+    for step in (9, 10, 11, 12, 13):
+        save(tmp_path / f"step-{step}.safetensors", extra=step, keep=3)
+    assert files(tmp_path) == [
+        "best-1.safetensors",
+        "notes-1.txt",
+        "other-1.safetensors",
+        "step-0.safetensors",
+        "step-11.safetensors",
+        "step-12.safetensors",
+        "step-13.safetensors",
+        "step-9.safetensors.bak",
+    ]
+    # training was set back: what is newest is not what has the greatest number
+    save(tmp_path / "step-2.safetensors", extra=2, keep=1)
+    assert latest(tmp_path) == tmp_path / "step-2.safetensors"
+    assert len(files(tmp_path)) == 6
+
+
+@pytest.mark.parametrize("keep", [0, -1, 1.5, True])
+def test_keep_is_a_count(tmp_path, keep):
+    with pytest.raises(ValueError, match="keep must be a whole number"):
+        save(tmp_path / "step-1.safetensors", extra=1, keep=keep)
+
+
+def test_keep_needs_numbers_in_names(path):
+    with pytest.raises(ValueError, match="keep=3 needs names with a number"):
+        save(path, extra=1, keep=3)
+    assert not path.exists()
+
+
+@pytest.mark.tiny
+def test_latest_passes_over_what_is_damaged(tmp_path):
+    assert latest(tmp_path) is None
+    for step in (1, 2, 3):
+        save(tmp_path / f"step-{step}.safetensors", extra=torch.full((9,), step))
+    assert latest(tmp_path) == tmp_path / "step-3.safetensors"
+    newest = tmp_path / "step-3.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1] + b"\x07")
+    (tmp_path / "step-2.safetensors").write_bytes(b"")
+    (tmp_path / "step-4.safetensors").mkdir()
+    assert latest(tmp_path) == tmp_path / "step-1.safetensors"
+    with pytest.raises(FileNotFoundError):
+        latest(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("kills", [50, pytest.param(1000, marks=pytest.mark.slow)])
+def test_killed_at_random_moments(tmp_path, kills):
+    command = [sys.executable, "-m", "tests.killed_saves", str(kills), str(tmp_path)]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert ran.returncode == 0, ran.stderr
+    interrupted = int(ran.stdout.split()[2])
+    assert interrupted > kills // 10, f"kills missed the saves: {ran.stdout}"
