@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import warnings
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -202,3 +204,31 @@ def test_nothing_warns_in_an_ordinary_loop(case):
         _, ours = twins(case)
         for _ in range(5):
             advance(ours)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.label)
+def test_preview_is_what_comes_and_moves_nothing(case):
+    _, ours = twins(case)
+    for _ in range(4):
+        advance(ours)
+    before = copy.deepcopy((ours.state_dict(), ours.optimizer.state_dict()))
+    seen = ours.preview(30)
+    assert (ours.state_dict(), ours.optimizer.state_dict()) == before
+    for rates in seen:
+        assert held(ours)[: len(rates)] == rates
+        advance(ours)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.label)
+def test_copies_and_files_that_hold_no_code_go_on(case, tmp_path):
+    _, ours = twins(case)
+    for _ in range(4):
+        advance(ours)
+    torch.save(ours.state_dict(), tmp_path / "state.pt")
+    with torch.serialization.safe_globals([Counter]):
+        loaded = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert loaded == ours.state_dict()
+    copies = [copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))]
+    for _ in range(9):
+        advance(ours, *copies)
+        assert [held(made) for made in copies] == [held(ours)] * 2
