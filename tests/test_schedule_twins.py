@@ -74,8 +74,8 @@ def test_a_thousand_steps(case, kind):
 )
 def test_rates_changed_by_hand_in_between(case):
     torchs, ours = twins(case)
-    for step in range(min(300, case.last or 300)):
-        if step in (2, 17, 250):
+    for step in range(120):
+        if step in (2, 17, 90):
             for scheduler in (torchs, ours):
                 scheduler.optimizer.param_groups[0]["lr"] *= 0.77
                 scheduler.optimizer.param_groups[1]["lr"] = 0.2
@@ -103,7 +103,7 @@ def test_the_closed_form_at_any_epoch(case):
 @pytest.mark.parametrize("case", CLOSED, ids=lambda case: case.label)
 def test_ours_is_the_closed_form_to_the_bit_at_every_step(case):
     _, ours = twins(case)
-    for _ in range(1000):
+    for _ in range(300):
         assert ours.get_last_lr() == ours._get_closed_form_lr()
         advance(ours)
 
