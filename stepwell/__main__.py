@@ -33,7 +33,17 @@ def plot_schedule(commands: Commands) -> None:
     parser.set_defaults(run=command.run)
 
 
-COMMANDS = (race, plot_schedule)
+def checkpoint(commands: Commands) -> None:
+    """Declare `checkpoint`."""
+    from .checkpoint import command
+
+    summary = "show, compare, verify and convert checkpoints"
+    parser = commands.add_parser("checkpoint", help=summary, description=f"{summary}.".capitalize())
+    command.add_arguments(parser)
+    parser.set_defaults(run=command.run)
+
+
+COMMANDS = (race, plot_schedule, checkpoint)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

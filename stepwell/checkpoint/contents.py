@@ -13,7 +13,7 @@ from torch import Tensor
 from .reading import SCHEMA
 from .values import Packer
 
-__all__ = ["describe", "named", "rule_of"]
+__all__ = ["describe", "header_of", "named", "packed_optimizer", "rule_of"]
 
 
 def describe(
@@ -42,7 +42,12 @@ def describe(
     if optimizer is not None:
         with named(optimizer, model):
             packed["optimizer"] = _optimizer(packer, optimizer)
-    return {"schema": SCHEMA, "stepwell": _own_version(), "torch": torch.__version__, **packed}
+    return {**header_of(), **packed}
+
+
+def header_of() -> dict[str, Any]:
+    """By what a file is written."""
+    return {"schema": SCHEMA, "stepwell": _own_version(), "torch": torch.__version__}
 
 
 def _own_version() -> str:
@@ -60,27 +65,51 @@ def rule_of(optimizer: Any) -> str:
 
 
 def _optimizer(packer: Packer, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    state_dict = optimizer.state_dict()
-    groups = state_dict["param_groups"]
-    names = {i: n for g in groups for i, n in zip(g["params"], g["param_names"], strict=True)}
-    params = [param for group in optimizer.param_groups for param in group["params"]]
-    if len(names) != len(params) or len(set(names.values())) != len(params):
+    params = {
+        name: param
+        for group in optimizer.param_groups
+        for name, param in zip(group["param_names"], group["params"], strict=True)
+    }
+    return packed_optimizer(packer, optimizer.state_dict(), params, rule_of(optimizer))
+
+
+def packed_optimizer(
+    packer: Packer, state_dict: Mapping[str, Any], params: Mapping[str, Any], rule: str
+) -> dict[str, Any]:
+    """An optimizer's state dict in JSON, with names in place of numbers.
+
+    Args:
+        packer: gathers the tensors
+        state_dict: in torch's layout, with names in every group
+        params: the parameters by name, or None for one that is not known
+        rule: what it is the state of, empty if that is not known
+
+    Raises:
+        ValueError: a parameter, or a name, is listed twice
+    """
+    groups, state = state_dict["param_groups"], state_dict["state"]
+    ids = [number for group in groups for number in group["params"]]
+    names = dict(zip(ids, (name for g in groups for name in g["param_names"]), strict=True))
+    if not len(ids) == len(names) == len(set(names.values())):
         raise ValueError("save: a parameter, or a name, is listed twice in the optimizer")
-    others = {key: value for key, value in state_dict["state"].items() if key not in names}
+    others = {key: value for key, value in state.items() if key not in names}
     return {
-        "rule": rule_of(optimizer),
-        "params": {
-            name: [list(param.shape), str(param.dtype).removeprefix("torch.")]
-            for name, param in zip(names.values(), params, strict=True)
-        },
+        "rule": rule,
+        "params": {name: _shape_and_dtype(params[name]) for name in names.values()},
         "groups": [packer.pack(_group(group), f"group {i}") for i, group in enumerate(groups)],
         "state": {
-            name: packer.pack(state_dict["state"][key], f"optimizer.{name}")
+            name: packer.pack(state[key], f"optimizer.{name}")
             for key, name in names.items()
-            if key in state_dict["state"]
+            if key in state
         },
         "others": packer.pack(others, "optimizer"),
     }
+
+
+def _shape_and_dtype(param: Tensor | None) -> list[Any] | None:
+    if param is None:
+        return None
+    return [list(param.shape), str(param.dtype).removeprefix("torch.")]
 
 
 def _group(group: Mapping[str, Any]) -> dict[str, Any]:

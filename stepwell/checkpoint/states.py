@@ -122,7 +122,8 @@ def kinds(
 ) -> LoadReport:
     """What differs in rule, and in shape or dtype of parameters, whether they have state or not."""
     found = []
-    if packed["rule"] != rule_of(optimizer):
+    # a file that was converted does not say
+    if packed["rule"] not in ("", rule_of(optimizer)):
         found.append(f"the rule: the file has state of {packed['rule']}, not {rule_of(optimizer)}")
     saved = renamed(packed["params"], rename)
     for group in optimizer.param_groups:
@@ -139,7 +140,9 @@ def kinds(
     return LoadReport(mismatched=tuple(found))
 
 
-def _shape_and_dtype(recorded: Any) -> tuple[list[int], str]:
+def _shape_and_dtype(recorded: Any) -> tuple[list[int] | None, str | None]:
+    if recorded is None:
+        return None, None
     try:
         shape, dtype = recorded
         return list(shape), str(dtype)

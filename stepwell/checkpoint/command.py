@@ -1,0 +1,85 @@
+"""`python -m stepwell checkpoint`: the command line of checkpoints."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from .convert import convert
+from .header import CheckpointError
+from .reading import opened, verify
+from .show import difference, groups_table, heading, printable, tensors_table
+
+WIDTH = 132
+"""Columns, where the output goes to no terminal."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what can be done with checkpoints."""
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, words, run, files in (
+        ("show", "what is in a file: groups, names, shapes, norms, steps, bytes", _show, ["file"]),
+        ("diff", "what differs between two files", _diff, ["first", "second"]),
+        ("verify", "whether a file is what was written", _verify, ["file"]),
+        (
+            "convert",
+            "make a file of torch of a checkpoint, or a checkpoint of a file of torch",
+            _convert,
+            ["source", "target"],
+        ),
+    ):
+        command = commands.add_parser(name, help=words, description=f"{words}.".capitalize())
+        for file in files:
+            command.add_argument(file, type=Path, metavar=file.upper())
+        command.set_defaults(checkpoint=run)
+        if name == "convert":
+            command.add_argument(
+                "--names",
+                type=Path,
+                metavar="FILE",
+                help="the names of the parameters, one to a line, in the order of the optimizer",
+            )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do it; 1 if files differ, or one is damaged or cannot be read."""
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    try:
+        status: int = args.checkpoint(args, console)
+    except (CheckpointError, OSError) as error:
+        Console(stderr=True, soft_wrap=True).print(Text(printable(error), style="red"))
+        return 1
+    return status
+
+
+def _show(args: argparse.Namespace, console: Console) -> int:
+    with opened(args.file) as file:
+        console.print(Text(f"{args.file}: {heading(file)}"))
+        if "optimizer" in file.description:
+            console.print(groups_table(file))
+        console.print(tensors_table(file))
+    return 0
+
+
+def _diff(args: argparse.Namespace, console: Console) -> int:
+    with opened(args.first) as one, opened(args.second) as other:
+        found = difference(one, other)
+    console.print("no difference" if found is None else found)
+    return int(found is not None)
+
+
+def _verify(args: argparse.Namespace, console: Console) -> int:
+    verify(args.file)
+    console.print(Text(f"{args.file} is what was written", style="green"))
+    return 0
+
+
+def _convert(args: argparse.Namespace, console: Console) -> int:
+    names = None if args.names is None else args.names.read_text().splitlines()
+    convert(args.source, args.target, names)
+    console.print(Text(f"{args.target} is written"))
+    return 0
