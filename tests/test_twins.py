@@ -124,6 +124,28 @@ def test_extreme_gradients(case: Case) -> None:
     torch.testing.assert_close(param, twin, equal_nan=True)
 
 
+@pytest.mark.parametrize(
+    ("rule", "twin", "options"),
+    [
+        (stepwell.Adam, torch.optim.Adam, {"betas": (0.0, 0.0)}),
+        (stepwell.Adafactor, torch.optim.Adafactor, {"beta2_decay": 0.0}),
+    ],
+)
+def test_a_mean_that_forgets_all_forgets_large_gradients(
+    rule: type[Any], twin: type[Any], options: dict[str, Any]
+) -> None:
+    """What is left of a running mean is the new gradient, not the rounding of the old one."""
+    param, other = (torch.nn.Parameter(torch.ones(2, 2)) for _ in range(2))
+    ours, theirs = rule([param], **options), twin([other], foreach=False, **options)
+    for size in (1e6, 1e-6, 1e-6):
+        param.grad, other.grad = (size * torch.tensor([[1.0, -2.0], [3.0, 4.0]]) for _ in range(2))
+        ours.step()
+        theirs.step()
+    for name, value in theirs.state[other].items():
+        torch.testing.assert_close(ours.state[param][name], value)
+    torch.testing.assert_close(param, other)
+
+
 # torch hands the rate of the others, and what NAdam keeps, to functions that autograd cannot follow
 FOLLOWED = (stepwell.SGD, stepwell.Adam, stepwell.AdamW, stepwell.RAdam)
 

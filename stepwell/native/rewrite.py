@@ -7,6 +7,7 @@ from functools import partial
 import torch
 
 from ..language.expr import Expr, Graph, Kind
+from ..language.functions import where
 from ..language.program import Program, rewritten
 
 __all__ = ["rewrite"]
@@ -27,14 +28,10 @@ def _lowered(
 ) -> Expr:
     if node.op == "epsilon":
         return graph.constant(torch.finfo(dtype).eps)
-    if node.kind is not Kind.ELEMENT:
-        if node.op == "lerp":
-            start, end, weight = args
-            return start + weight * (end - start)
-        return graph.add(node.op, args, node.value, node.kind)
     if node.op == "lerp":
-        start, end, weight = args
-        return graph.apply("fma", weight, end - start, start)
+        return _lerp(graph, *args, fuse=node.kind is Kind.ELEMENT)
+    if node.kind is not Kind.ELEMENT:
+        return graph.add(node.op, args, node.value, node.kind)
     is_double = dtype is torch.float64
     if node.op == "div" and args[1].kind is not Kind.ELEMENT and not is_double:
         return args[0] * (1 / args[1])
@@ -44,6 +41,14 @@ def _lowered(
             if factor.op == "mul" and factor.kind is Kind.ELEMENT and single[product]:
                 return _multiply_add(graph, node.op, factor, args[other], product)
     return graph.add(node.op, args, node.value, node.kind, node.over)
+
+
+def _lerp(graph: Graph, start: Expr, end: Expr, weight: Expr, *, fuse: bool) -> Expr:
+    # from the nearer end, as torch.lerp: a weight of 1 gives `end`, however large `start` is
+    is_small = weight < 0.5
+    nearer, share = where(is_small, start, end), where(is_small, weight, weight - 1)
+    change = end - start
+    return graph.apply("fma", share, change, nearer) if fuse else nearer + share * change
 
 
 def _multiply_add(graph: Graph, op: str, product: Expr, other: Expr, place: int) -> Expr:
