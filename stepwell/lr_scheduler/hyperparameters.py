@@ -71,11 +71,10 @@ def _prepared(
     key, index = _split(name)
     whole: Sequence[Any] = values
     if index is not None:
-        columns = list(zip(*(made.get(key) or read(groups, key)), strict=True))
-        if holds_tensors(columns[index]):
+        tuples = _with_item(made.get(key) or read(groups, key), index, values)
+        if tuples is None:
             return key, values, _Filler(index)
-        columns[index] = tuple(values)
-        whole = list(zip(*columns, strict=True))
+        whole = tuples
     elif type(values) is not Floats and holds_tensors(read(groups, name)):
         return key, values, _Filler(index)
     takes = getattr(groups[0], "takes", None)
@@ -86,24 +85,27 @@ def _prepared(
     return key, whole, dict.__setitem__
 
 
+def _with_item(
+    held: Sequence[tuple[Number, ...]], index: int, values: Sequence[Number]
+) -> list[tuple[Number, ...]] | None:
+    """Tuples in which one item is replaced, as in betas; None if that item is a Tensor."""
+    first, count = held[0], len(held)
+    if type(first[index]) is float and held.count(first) == values.count(values[0]) == count:
+        # all groups are alike, as they mostly are
+        return [(*first[:index], values[0], *first[index + 1 :])] * count
+    columns = list(zip(*held, strict=True))
+    if holds_tensors(columns[index]):
+        return None
+    columns[index] = tuple(values)
+    return list(zip(*columns, strict=True))
+
+
 def span(values: Sequence[Number]) -> Sequence[Number]:
     """The smallest and the largest of plain numbers: with them, all of them are in a range."""
     # a NaN, which min and max may miss, makes the sum NaN
     if type(values) is Floats and math.isfinite(sum(values)):
         return min(values), max(values)
     return values
-
-
-def _with_item(
-    held: Sequence[tuple[Number, ...]], index: int, values: Sequence[Number]
-) -> list[tuple[Number, ...]]:
-    """Tuples in which one item is replaced, as in betas."""
-    if index == 0:
-        return [(value, *items[1:]) for items, value in zip(held, values, strict=True)]
-    return [
-        (*items[:index], value, *items[index + 1 :])
-        for items, value in zip(held, values, strict=True)
-    ]
 
 
 class _Filler:
