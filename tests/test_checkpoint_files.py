@@ -156,6 +156,45 @@ def test_a_file_cut_while_it_is_read(path, monkeypatch):
         load(path)
 
 
+# Memory
+
+
+def megabytes(what):
+    """What the kernel says of this process: VmRSS is what it has now, VmHWM the most it had."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split(f"{what}:")[1].split()[0]) / 1024
+
+
+def forget_the_peak():
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux says")
+def test_no_copy_of_the_parameters_is_made(path):
+    def made():
+        model = torch.nn.Sequential(torch.nn.Linear(4000, 4000), torch.nn.Linear(4000, 4000))
+        # in another order of memory, so that it cannot be written as it lies
+        model[1].weight.data = model[1].weight.data.t()
+        return model, stepwell.AdamW(model.parameters())
+
+    model, optimizer = made()
+    optimizer.init_state()
+    # what is there once, threads and buffers of the file system, is not counted
+    save(path.with_name("first"), extra=torch.ones(5_000_000))
+    before = megabytes("VmRSS")
+    forget_the_peak()
+    save(path, model=model, optimizer=optimizer)
+    assert megabytes("VmHWM") - before < 64
+
+    del model, optimizer
+    model, optimizer = made()
+    before = megabytes("VmRSS")
+    forget_the_peak()
+    load(path, model=model, optimizer=optimizer)
+    assert megabytes("VmRSS") - before > 200, "two moments of 32 M numbers should be there"
+    assert megabytes("VmHWM") - megabytes("VmRSS") < 64
+
+
 # In the background
 
 

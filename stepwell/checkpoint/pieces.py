@@ -28,7 +28,7 @@ __all__ = [
     "set_piece",
 ]
 
-PIECE = 4 << 20
+PIECE = 1 << 20
 """Bytes that are written, read and hashed at a time; part of the format."""
 
 
