@@ -30,6 +30,7 @@ __all__ = [
     "facts_of",
     "has_gaps_or_overlaps",
     "is_elsewhere",
+    "is_expanded",
     "is_misshapen",
     "is_unfit",
     "keeps_numbers_on_device",
@@ -90,6 +91,13 @@ class Scaling(NamedTuple):
 
     grad_scale: Any = None
     found_inf: Any = None
+
+
+def is_expanded(tensor: Tensor) -> bool:
+    """Whether one number in memory is seen as several, as after `expand()`."""
+    if tensor.layout is not torch.strided or not tensor.numel():
+        return False
+    return any(n > 1 and not step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def is_elsewhere(value: Any) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .cohort import is_misshapen, keeps_numbers_on_device, state_shape
+from .cohort import is_expanded, is_misshapen, keeps_numbers_on_device, state_shape
 from .language import Formula, Program
 from .language.expr import NoDimensionError
 from .language.program import program_for
@@ -196,6 +196,8 @@ class Inspection:
         param, name = row.param, self._formula.name
         for key, slot in row.program.slots.items():
             value = have.get(key)
+            if value is not None and not slot.scalar:
+                self._check_kind(row, key, value)
             if isinstance(value, Tensor) and value.layout is not torch.strided:
                 raise ValueError(
                     f"{name}: state[{key!r}] of {self._where(row)} has layout {value.layout}; "
@@ -206,6 +208,16 @@ class Inspection:
                     f"{name}: state[{key!r}] of {self._where(row)} has shape {tuple(value.shape)}, "
                     f"expected {tuple(state_shape(slot, param))}"
                 )
+
+    def _check_kind(self, row: Row, key: str, value: Any) -> None:
+        """An entry of the state with many numbers is a tensor of numbers like its parameter's."""
+        found = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        is_number = isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+        if not is_number or value.is_complex() != row.param.is_complex():
+            raise ValueError(
+                f"{self._formula.name}: state[{key!r}] of {self._where(row)} is {found}; it must "
+                f"be a tensor of such numbers as the parameter's ({row.param.dtype})"
+            )
 
     def _check_sparse(self, row: Row, grad: Tensor) -> None:
         if not (row.program.is_idle or self._densify or self._sparse_only):
@@ -262,7 +274,7 @@ def check_unexpanded(owner: str, param: Tensor, where: str) -> None:
     Raises:
         RuntimeError: it is one, as after `expand()`
     """
-    if _is_expanded(param):
+    if is_expanded(param):
         raise RuntimeError(
             "unsupported operation: more than one element of the written-to tensor refers to "
             "a single memory location. Please clone() the tensor before performing the "
@@ -281,9 +293,3 @@ def check_dense(owner: str, param: Tensor, where: str) -> None:
             f"{owner} updates dense parameters, got layout {param.layout} ({where}): make it "
             "dense, .to_dense(); its gradient may be sparse"
         )
-
-
-def _is_expanded(tensor: Tensor) -> bool:
-    if tensor.layout is not torch.strided or not tensor.numel():
-        return False
-    return any(n > 1 and not step for n, step in zip(tensor.shape, tensor.stride(), strict=True))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .cohort import keeps_numbers_on_device, state_shape
+from .cohort import is_expanded, keeps_numbers_on_device, state_shape
 from .language import Program
 from .language.fields import Slot
 
@@ -30,6 +30,9 @@ def create_state(
         if isinstance(value, Tensor):
             if value.device != home:
                 made[name] = value.to(home)
+            elif is_expanded(value):
+                # put in by hand: what is written to one element would be written to others
+                made[name] = value.clone(memory_format=torch.contiguous_format)
         elif slot.initial == "param":
             made[name] = param.detach().to(_dtype(slot, param), copy=True)
         elif slot.scalar:

@@ -302,9 +302,13 @@ def test_reductions_are_those_of_float64(name: str, dtype: torch.dtype) -> None:
         for i, param in enumerate(params):
             assert param.grad is not None
             value = truth(param.grad.double())
-            # one rounding of the result; the squares of a norm have been rounded before
+            # one rounding of the result; the squares of a norm have been rounded before. A sum of
+            # 50,000 terms in float64 has as many roundings, in an order that the width of the
+            # processor's registers decides, as torch's own has: some ULP of one that cancels
             expected = value.expand(param.shape).to(dtype)
-            assert_within(param.detach(), expected, 1, f"{name} of parameter {i}, fused={fused}")
+            limit = 16 if dtype is torch.float64 and name in ("sum", "mean") else 1
+            what = f"{name} of parameter {i}, fused={fused}"
+            assert_within(param.detach(), expected, limit, what)
 
 
 @pytest.mark.parametrize("fused", [True, False])

@@ -174,6 +174,9 @@ def test_state_of_another_type_is_worked_with_where_types_are_understood():
             r"has shape \(3,\), expected \(8,\)",
         ),
         (lambda s: s | {"exp_avg": torch.ones(8).to_sparse()}, ValueError, "to_dense"),
+        (lambda s: s | {"exp_avg": torch.ones(8, dtype=torch.int64)}, ValueError, "is torch.int64"),
+        (lambda s: s | {"exp_avg": torch.ones(8) * 1j}, ValueError, "is torch.complex64"),
+        (lambda s: s | {"exp_avg": "x"}, ValueError, "is str"),
     ],
 )
 def test_state_that_cannot_be_used_is_refused_before_the_step(spoil, error, words):
@@ -186,6 +189,20 @@ def test_state_that_cannot_be_used_is_refused_before_the_step(spoil, error, word
         optimizer.step()
     assert all(map(torch.equal, params, before))
     assert optimizer.state[params[0]]["step"] == 1
+
+
+@each_backend
+def test_state_that_was_expanded_gets_memory_of_its_own(flags):
+    params = [torch.nn.Parameter(torch.ones(3, 4)) for _ in range(2)]
+    optimizer = stepwell.Adafactor(params, **{k: v for k, v in flags.items() if k != "capturable"})
+    for param in params:
+        param.grad = torch.arange(12.0).reshape(3, 4)
+    optimizer.step()
+    for param in params:
+        optimizer.state[param]["row_var"] = torch.full((1, 1), 0.5).expand(3, 1)
+    optimizer.step()
+    assert torch.equal(*params)
+    assert len(optimizer.state[params[1]]["row_var"].unique()) == 3
 
 
 # Memory that is not what it seems

@@ -259,6 +259,7 @@ UNMET = {
     "Expected offset": "of itself",
     "should be defined when grad": "of itself",
     "grad should not be None": "of itself",
+    "param_groups must be a list of dicts": "of itself",
     "Expected grad_scale and found_inf": "test_differences.py",
     "Grad scaling should occur outside": "test_differences.py",
     "`requires_grad` is not supported for `step`": "no step of ours is followed",

@@ -21,7 +21,7 @@ import torch
 import stepwell
 from stepwell import formulas
 
-from .cases import named, parameters, train
+from .cases import named, parameters, set_grads, train
 
 STEPS = 5
 SHAPES = ((3, 5), (7,))
@@ -32,9 +32,15 @@ SOURCES: dict[str, Callable[..., Any]] = {
     "SGD": stepwell.SGD.update,
     "Adam": stepwell.Adam.update,
     "AdamW": stepwell.AdamW.update,
+    "SparseAdam": stepwell.SparseAdam.update,
 }
 # which functions each rule is made of, and the hyperparameters under which all of it is run
-USES = {"SGD": ("SGD",), "Adam": ("Adam", "decay", "adam"), "AdamW": ("AdamW", "decay", "adam")}
+USES = {
+    "SGD": ("SGD",),
+    "Adam": ("Adam", "decay", "adam"),
+    "AdamW": ("AdamW", "decay", "adam"),
+    "SparseAdam": ("SparseAdam", "adam"),
+}
 ADAM: tuple[dict[str, Any], ...] = (
     {"lr": 0.1, "betas": (0.8, 0.95), "eps": 0.03, "amsgrad": True},
     {"lr": 0.2, "betas": (0.5, 0.9), "eps": 0.01, "weight_decay": 0.3},
@@ -49,12 +55,17 @@ SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
     ),
     "Adam": (*ADAM, {**ADAM[1], "decoupled_weight_decay": True}),
     "AdamW": ADAM,
+    "SparseAdam": tuple({k: setting[k] for k in ("lr", "betas", "eps")} for setting in ADAM),
 }
+# how each library is asked for its plain loop
+LOOP = {"SparseAdam": ({"fused": False}, {})}
 
 # Mutants that compute the same, with the reason.
 EQUIVALENT = {
     # max(a, b) = max(b, a)
     "adam: second_moment = state.max_exp_avg_sq = maximum(second_moment, state.max_exp_avg_sq)",
+    # two is as true as one
+    "SparseAdam: return adam(param, grad, state, group, corrects_eps=2)",
 }
 
 SWAPS: dict[type[ast.operator], type[ast.operator]] = {
@@ -143,19 +154,31 @@ def _rule(name: str, mutant: Mutant | None) -> type[Any]:
     for function in reversed(USES[name]):
         changed = mutant is not None and mutant.function == function
         tree = mutant.tree if mutant is not None and changed else _parsed(function)
-        body = ast.fix_missing_locations(ast.Module([copy.deepcopy(tree)], []))
+        module = ast.fix_missing_locations(ast.Module([copy.deepcopy(tree)], []))
         scope = {**vars(inspect.getmodule(SOURCES[function])), **namespace}
-        exec(compile(body, f"<{name}>", "exec"), scope)
+        exec(compile(module, f"<{name}>", "exec"), scope)
         namespace[function] = scope[tree.name]
-    return type("Mutant", (getattr(stepwell, name),), {"update": staticmethod(namespace[name])})
+    # of gradients that have all rows, a rule for sparse ones makes the same
+    body = {"update": staticmethod(namespace[name]), "sparse_only": False}
+    return type("Mutant", (getattr(stepwell, name),), body)
 
 
 @cache
 def _truth(name: str, setting: int) -> list[torch.Tensor]:
     twin = getattr(torch.optim, name)
-    options = SETTINGS[name][setting]
-    trained = train(lambda p: twin(p, foreach=False, **options), _params(), STEPS)
-    return [param.detach() for param in trained.param_groups[0]["params"]]
+    params = _params()
+    optimizer = twin(params, **_loop(name)[1], **SETTINGS[name][setting])
+    for step in range(STEPS):
+        set_grads(params, step)
+        for param in params if getattr(stepwell, name).sparse_only else ():
+            assert param.grad is not None
+            param.grad = param.grad.to_sparse(1)
+        optimizer.step()
+    return [param.detach() for param in params]
+
+
+def _loop(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    return LOOP.get(name, ({"foreach": False}, {"foreach": False}))
 
 
 def _params() -> list[torch.nn.Parameter]:
@@ -165,7 +188,8 @@ def _params() -> list[torch.nn.Parameter]:
 def _compare(rule: type[Any], name: str) -> None:
     """Raise unless the rule does as torch does, under all settings."""
     for setting, options in enumerate(SETTINGS[name]):
-        trained = train(lambda p: rule(p, foreach=False, **options), _params(), STEPS)  # noqa: B023
+        flags = {**_loop(name)[0], **options}
+        trained = train(lambda p: rule(p, **flags), _params(), STEPS)  # noqa: B023
         for param, expected in zip(
             trained.param_groups[0]["params"], _truth(name, setting), strict=True
         ):
