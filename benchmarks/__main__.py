@@ -17,7 +17,7 @@ from rich.console import Console
 from stepwell.native.triton_jit import is_interpreting
 from stepwell.race.machine import describe
 
-from . import averaging, gpu, schedules
+from . import averaging, checkpoints, gpu, schedules
 from .costs import COSTS, Cost
 from .cpu_cases import CASES
 from .cpu_tables import costs_table, speeds_table
@@ -60,9 +60,12 @@ def main(arguments: list[str] | None = None) -> int:
     steps = [schedule.measure(options.seconds) for schedule in chosen_schedules]
     if steps:
         console.print(schedules.schedules_table(steps))
+    files = checkpoints.compare() if options.only in checkpoints.TITLE else []
+    if files:
+        console.print(checkpoints.table(files))
     if options.json:
-        _save(options.json, results, costs, descents, raced, averages, steps)
-    missed = any(r.misses() for r in [*results, *descents, *raced, *averages, *steps])
+        _save(options.json, results, costs, descents, raced, averages, steps, files)
+    missed = any(r.misses() for r in [*results, *descents, *raced, *averages, *steps, *files])
     return int(missed or any(value > cost.limit for cost, value in costs))
 
 
@@ -105,6 +108,7 @@ def _save(
     raced: list[Raced],
     averages: list[averaging.Timed],
     steps: list[schedules.Stepped],
+    files: list[checkpoints.Compared],
 ) -> None:
     rows = [
         {
@@ -125,6 +129,7 @@ def _save(
     found["sparse"] = [saved_embedding(one) for one in raced]
     found["averages"] = [averaging.saved(one) for one in averages]
     found["schedules"] = [schedules.saved(one) for one in steps]
+    found["checkpoints"] = [checkpoints.saved(one) for one in files]
     path.write_text(json.dumps({"machine": describe(), **found}, indent=1))
 
 

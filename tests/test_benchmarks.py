@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 
 import stepwell
-from benchmarks import gpu
+from benchmarks import checkpoints, gpu
 from benchmarks import tune as tuning
 from benchmarks.__main__ import main
 from benchmarks.cases import RULES, Case, rivals_of
@@ -410,3 +410,20 @@ def test_the_tables_show_each_row(report: dict[str, Any]) -> None:
     printed = report["printed"]
     for words in ("AdamW, bfloat16", "SGD, float32", "85 % of a copy", "1.5 s", "launches"):
         assert words in printed
+
+
+def test_checkpoints_are_compared(monkeypatch):
+    monkeypatch.setattr(checkpoints, "LAYERS", 2)
+    monkeypatch.setattr(checkpoints, "WIDTH", 50)
+    monkeypatch.setattr(checkpoints, "ROUNDS", 3)
+    compared = checkpoints.compare()
+    assert [one.what for one in compared] == [
+        "save",
+        "load from the disk",
+        "load from the system's cache",
+    ]
+    assert all(len(one.stepwell) == len(one.plain) == 3 for one in compared)
+    slow = replace(compared[0], stepwell=[1.2, 2.4], plain=[1.0, 2.0], extra_megabytes=65.0)
+    assert slow.misses() == ["1.20x > 1.15x", "too much memory"]
+    assert checkpoints.saved(slow)["ratio"] == 1.2
+    assert not replace(slow, bar=None, extra_megabytes=0.0).misses()

@@ -242,6 +242,19 @@ def test_averaged_model_and_tied_weights(path):
     assert model.one.weight._version > version + 1, "autograd must know of the change"
 
 
+def test_wrappers_change_no_names(path):
+    model = small_model()
+    wrapped = nn.DataParallel(model)
+    optimizer = stepwell.AdamW(model.parameters())
+    train(model, optimizer)
+    save(path, model=wrapped, optimizer=optimizer)
+    other = small_model(1)
+    resumed = stepwell.AdamW(other.parameters())
+    load(path, model=other, optimizer=resumed)
+    assert_same(everything(other, resumed), everything(model, optimizer))
+    load(path, model=wrapped, optimizer=optimizer)
+
+
 def test_a_module_with_state_of_its_own(path):
     class Counting(nn.Module):
         def __init__(self):

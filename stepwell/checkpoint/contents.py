@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..groups.naming import unwrapped
 from .reading import SCHEMA
 from .values import Packer
 
@@ -32,7 +33,7 @@ def describe(
     """
     parts = {
         # first, so that tied weights have the model's names
-        "model": None if model is None else model.state_dict(),
+        "model": None if model is None else unwrapped(model).state_dict(),
         "averaged": None if averaged is None else averaged.state_dict(),
         "scheduler": None if scheduler is None else scheduler.state_dict(),
         "extra": extra,
@@ -144,7 +145,7 @@ def named(optimizer: torch.optim.Optimizer, model: torch.nn.Module | None) -> It
 def _names(model: torch.nn.Module) -> dict[int, str]:
     """The first name of each parameter, by its identity."""
     found: dict[int, str] = {}
-    for name, param in model.named_parameters(remove_duplicate=False):
+    for name, param in unwrapped(model).named_parameters(remove_duplicate=False):
         found.setdefault(id(param), name)
     return found
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..groups.naming import unwrapped
 from ..lr_scheduler.scheduler import Stage
 from ..matching import LoadReport
 from ..optimizer import Optimizer
@@ -155,7 +156,7 @@ class _Plan:
         if not isinstance(saved, dict) or not all(isinstance(name, str) for name in saved):
             raise CheckpointError(f"is damaged: {key} is no state dict")
         saved = renamed(saved, self._rename)
-        found = fit(key, module, saved, strict_dtype=self._policy.dtype == "saved")
+        found = fit(key, unwrapped(module), saved, strict_dtype=self._policy.dtype == "saved")
         self._fits.append(found)
         return found.report
 

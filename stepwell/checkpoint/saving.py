@@ -40,7 +40,8 @@ def save(
     Args:
         path: the file
         optimizer: its groups and state; parameters are known by name, its own or the model's
-        model: its state dict
+        model: its state dict, under the names of the module inside of DistributedDataParallel and
+            torch.compile
         scheduler: its state dict
         averaged: a `swa_utils.AveragedModel`, say
         extra: numbers, texts, None, tensors, and lists, tuples and dicts of them
