@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -189,3 +192,15 @@ def test_a_model_alone(path):
     again, _ = trained(stepwell.SGD, 0)
     load(path, model=again)
     assert_same_bits(again[0].weight, model[0].weight, "the weight")
+
+
+def test_the_page_of_checkpoints_runs(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[1] / "docs" / "checkpoints.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    for code in blocks:
+        exec(compile(code, "docs/checkpoints.md", "exec", dont_inherit=True), names)
+    assert names["epoch"] == 3
+    assert_same_bits(names["tensors"]["model.weight"], names["model"].weight, "the weight")
+    assert names["names"] == "weight\nbias"
