@@ -1,0 +1,100 @@
+"""Does torch.distributed.checkpoint save and load our optimizers, on any number of processes?
+
+A training of one process is saved and goes on on two, whose parameters are sharded; what these save
+goes on on one. The oracle is the training that was never saved.
+"""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import multiprocessing, nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.stateful import Stateful
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+import stepwell
+
+from .cases import numbers
+
+WORLD = 2
+
+
+class Training(Stateful):
+    """A model and its optimizer, as torch's tutorials wrap them for such checkpoints."""
+
+    def __init__(self, mesh: Any = None) -> None:
+        torch.manual_seed(0 if mesh is None else 1)
+        self.model = nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 3))
+        if mesh is not None:
+            fully_shard(self.model, mesh=mesh)
+        self.optimizer = stepwell.AdamW(self.model.parameters(), lr=0.1)
+
+    def state_dict(self) -> dict[str, Any]:
+        model, optimizer = get_state_dict(self.model, self.optimizer)
+        return {"model": model, "optimizer": optimizer}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        set_state_dict(
+            self.model,
+            self.optimizer,
+            model_state_dict=state_dict["model"],
+            optim_state_dict=state_dict["optimizer"],
+        )
+
+    def go_on(self, steps: range) -> None:
+        for step in steps:
+            self.optimizer.zero_grad()
+            self.model(numbers((4, 6), torch.float32, step)).square().mean().backward()
+            self.optimizer.step()
+
+    def assert_close(self, other: Training) -> None:
+        for mine, its in zip(self.model.parameters(), other.model.parameters(), strict=True):
+            # a gradient is a mean over two processes for some of the steps
+            torch.testing.assert_close(mine.detach(), its.detach(), rtol=1e-4, atol=1e-5)
+            for name, value in other.optimizer.state[its].items():
+                found = self.optimizer.state[mine][name]
+                torch.testing.assert_close(found, value, rtol=1e-4, atol=1e-5)
+
+
+def _process(rank: int, folder: str) -> None:
+    try:
+        torch.set_num_threads(1)
+        store = dist.FileStore(str(Path(folder, "store")), WORLD)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD)
+        training = Training(init_device_mesh("cpu", (WORLD,)))
+        dcp.load({"training": training}, checkpoint_id=Path(folder, "one"))
+        training.go_on(range(3, 6))
+        dcp.save({"training": training}, checkpoint_id=Path(folder, "two"))
+        dist.destroy_process_group()
+    except BaseException:
+        Path(folder, f"error {rank}").write_text(traceback.format_exc())
+        raise
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_from_one_process_to_two_and_back(tmp_path: Path) -> None:
+    training = Training()
+    training.go_on(range(3))
+    dcp.save({"training": training}, checkpoint_id=tmp_path / "one", no_dist=True)
+    try:
+        multiprocessing.start_processes(
+            _process, (str(tmp_path),), nprocs=WORLD, start_method="spawn", join=True
+        )
+    except Exception:
+        errors = [path.read_text() for path in tmp_path.glob("error*")]
+        pytest.fail("\n".join(errors) or "a process died")
+    resumed = Training()
+    dcp.load({"training": resumed}, checkpoint_id=tmp_path / "two", no_dist=True)
+    training.go_on(range(3, 6))
+    resumed.assert_close(training)
+    for each in (training, resumed):
+        each.go_on(range(6, 8))
+    resumed.assert_close(training)
