@@ -87,6 +87,8 @@ class Result:
     @property
     def share_of_yardstick(self) -> float | None:
         """What ours moves per second as a share of what the yardstick moves."""
+        if self.case.yardstick is None:
+            return None
         rates = self.gigabytes_per_second
         return rates["stepwell"] / rates[YARDSTICK] if YARDSTICK in rates else None
 
