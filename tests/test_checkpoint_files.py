@@ -281,6 +281,9 @@ def test_latest_passes_over_what_is_damaged(tmp_path):
         save(tmp_path / f"step-{step}.safetensors", extra=torch.full((9,), step))
     assert latest(tmp_path) == tmp_path / "step-3.safetensors"
     newest = tmp_path / "step-3.safetensors"
+    # what a killed process has left, just before it would have had its name
+    (tmp_path / ".step-4.safetensors.0.unfinished-checkpoint").write_bytes(newest.read_bytes())
+    assert latest(tmp_path) == newest
     newest.write_bytes(newest.read_bytes()[:-1] + b"\x07")
     (tmp_path / "step-2.safetensors").write_bytes(b"")
     (tmp_path / "step-4.safetensors").mkdir()

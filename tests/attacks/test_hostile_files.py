@@ -310,6 +310,21 @@ def test_entries_that_lie(path, whole, training, change):
     assert_refused(path, with_entry(whole, change), training)
 
 
+@pytest.mark.parametrize("change", [_overlap, _gap, _outside])
+def test_the_place_of_a_tensor_is_checked_before_its_bytes(path, whole, training, change):
+    assert_refused(
+        path, with_entry(whole, change), training, "where .* must follow|takes? .* bytes"
+    )
+
+
+def test_an_entry_that_stands_twice(path, whole, training):
+    length = int.from_bytes(whole[:8], "little")
+    header, body = whole[8 : 8 + length].rstrip(), whole[8 + length :]
+    name, entry = list(parts_of(whole)[0].items())[1]
+    again = json.dumps({name: entry}, separators=(",", ":")).encode()
+    assert_refused(path, sealed(header[:-1] + b"," + again[1:], body), training, "stands twice")
+
+
 def with_description(content, text):
     header, body = parts_of(content)
     header["__metadata__"]["stepwell"] = text
