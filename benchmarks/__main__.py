@@ -9,24 +9,55 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
+from rich.table import Table
 
 from stepwell.native.triton_jit import is_interpreting
 from stepwell.race.machine import describe
 
-from . import averaging, checkpoints, gpu, schedules
+from . import averaging, checkpoints, gpu, lbfgs, schedules, sparse
 from .costs import COSTS, Cost
 from .cpu_cases import CASES
 from .cpu_tables import costs_table, speeds_table
 from .devices import Cuda, Host
 from .gpu_cases import FULL, TINY
-from .lbfgs import DESCENTS, Reached, descents_table, saved
 from .measure import Result, copy_bandwidth, measure
-from .sparse import EMBEDDINGS, Raced, embeddings_table
-from .sparse import saved as saved_embedding
+
+
+class Section(NamedTuple):
+    """A table of its own: what it measures, given the seconds of each row, and how it is shown."""
+
+    key: str
+    rows: Sequence[Any]
+    measure: Callable[[Any, float], Sequence[Any]]
+    table: Callable[[Sequence[Any]], Table]
+    saved: Callable[[Any], dict[str, Any]]
+
+
+def _alone(row: Any, seconds: float) -> list[Any]:
+    return [row.measure()]
+
+
+def _timed(row: Any, seconds: float) -> list[Any]:
+    return [row.measure(seconds)]
+
+
+def _compared(title: str, seconds: float) -> Sequence[Any]:
+    return checkpoints.compare()
+
+
+SECTIONS = (
+    Section("lbfgs", lbfgs.DESCENTS, _alone, lbfgs.descents_table, lbfgs.saved),
+    Section("sparse", sparse.EMBEDDINGS, _alone, sparse.embeddings_table, sparse.saved),
+    Section("averages", averaging.AVERAGES, _timed, averaging.averages_table, averaging.saved),
+    Section("schedules", schedules.SCHEDULES, _timed, schedules.schedules_table, schedules.saved),
+    Section("checkpoints", [checkpoints.TITLE], _compared, checkpoints.table, checkpoints.saved),
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -36,37 +67,29 @@ def main(arguments: list[str] | None = None) -> int:
     if options.device != "cpu":
         return _on_gpu(parser, options)
     console = Console(width=None if sys.stdout.isatty() else 132)
-    chosen = [case for case in CASES if options.only in f"{case.rule} {case.dtype} {case.work}"]
     console.print(describe())
     results = []
-    for case in chosen:
-        with console.status(f"{case.rule} {case.work}"):
-            results.append(measure(case, options.seconds))
+    for case in CASES:
+        if options.only in f"{case.rule} {case.dtype} {case.work}":
+            with console.status(f"{case.rule} {case.work}"):
+                results.append(measure(case, options.seconds))
     if results:
         console.print(speeds_table(results, copy_bandwidth()))
     costs = [(cost, cost.measure()) for cost in COSTS if options.only in cost.what]
     if costs:
         console.print(costs_table(costs))
-    descents = [descent.measure() for descent in DESCENTS if options.only in str(descent)]
-    if descents:
-        console.print(descents_table(descents))
-    raced = [embedding.measure() for embedding in EMBEDDINGS if options.only in str(embedding)]
-    if raced:
-        console.print(embeddings_table(raced))
-    averages = [a.measure(options.seconds) for a in averaging.AVERAGES if options.only in str(a)]
-    if averages:
-        console.print(averaging.averages_table(averages))
-    chosen_schedules = [s for s in schedules.SCHEDULES if options.only in str(s)]
-    steps = [schedule.measure(options.seconds) for schedule in chosen_schedules]
-    if steps:
-        console.print(schedules.schedules_table(steps))
-    files = checkpoints.compare() if options.only in checkpoints.TITLE else []
-    if files:
-        console.print(checkpoints.table(files))
+    found: dict[str, list[dict[str, Any]]] = {"speeds": speeds(results), "costs": once(costs)}
+    misses = [*(r.misses() for r in results), *(value > cost.limit for cost, value in costs)]
+    for section in SECTIONS:
+        chosen = [row for row in section.rows if options.only in str(row)]
+        measured = [one for row in chosen for one in section.measure(row, options.seconds)]
+        if measured:
+            console.print(section.table(measured))
+        found[section.key] = [section.saved(one) for one in measured]
+        misses += [one.misses() for one in measured]
     if options.json:
-        _save(options.json, results, costs, descents, raced, averages, steps, files)
-    missed = any(r.misses() for r in [*results, *descents, *raced, *averages, *steps, *files])
-    return int(missed or any(value > cost.limit for cost, value in costs))
+        options.json.write_text(json.dumps({"machine": describe(), **found}, indent=1))
+    return int(any(misses))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -100,17 +123,9 @@ def _on_gpu(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int
     return gpu.run(Cuda(), FULL, options, console)
 
 
-def _save(
-    path: Path,
-    results: list[Result],
-    costs: list[tuple[Cost, float]],
-    descents: list[Reached],
-    raced: list[Raced],
-    averages: list[averaging.Timed],
-    steps: list[schedules.Stepped],
-    files: list[checkpoints.Compared],
-) -> None:
-    rows = [
+def speeds(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """The rows of speed, as they are saved."""
+    return [
         {
             "rule": r.case.rule,
             "dtype": str(r.case.dtype).removeprefix("torch."),
@@ -122,15 +137,13 @@ def _save(
         }
         for r in results
     ]
-    once = [
+
+
+def once(costs: Sequence[tuple[Cost, float]]) -> list[dict[str, Any]]:
+    """What is paid once, as it is saved."""
+    return [
         {"what": c.what, "value": round(v, 4), "unit": c.unit, "limit": c.limit} for c, v in costs
     ]
-    found = {"speeds": rows, "costs": once, "lbfgs": [saved(reached) for reached in descents]}
-    found["sparse"] = [saved_embedding(one) for one in raced]
-    found["averages"] = [averaging.saved(one) for one in averages]
-    found["schedules"] = [schedules.saved(one) for one in steps]
-    found["checkpoints"] = [checkpoints.saved(one) for one in files]
-    path.write_text(json.dumps({"machine": describe(), **found}, indent=1))
 
 
 if __name__ == "__main__":
