@@ -183,6 +183,8 @@ def test_growth_without_bounds_is_infinite_and_no_crash():
     [
         (lambda: cosine(0), ValueError, r"steps value: 0 \(cosine: .*\(0, inf\)"),
         (lambda: cosine(-3), ValueError, "steps value: -3"),
+        (lambda: cosine(10**400), ValueError, "steps value: 1000"),
+        (lambda: step(10**400), ValueError, "step_size value: 1000"),
         (lambda: cosine(True), TypeError, "steps"),
         (lambda: cosine("5"), TypeError, "steps"),
         (lambda: cosine(5, end=-0.1), ValueError, "end value: -0.1"),
@@ -223,6 +225,7 @@ def test_refusals(make, error, words):
         ("cosine(5).steps", "not allowed"),
         ("cosine(5) if 1 else cosine(4)", "not allowed"),
         ("cosine(0)", "steps value: 0"),
+        (f"cosine(1{'0' * 400})", "steps value: 1000"),
         ("warmup(5) >> " * 3000 + "cosine(5)", "is no curve"),
         ("(" * 5000, "is no curve"),
     ],

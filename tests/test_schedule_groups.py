@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -38,6 +39,29 @@ def test_a_group_joins_with_its_own_rate(case, library):
         assert scheduler.get_last_lr()[:3] == alone.get_last_lr()
         assert scheduler.get_last_lr()[3] == group["lr"] >= 0
     assert group["initial_lr"] == 0.8
+
+
+@pytest.mark.parametrize("order", ["optimizer, state", "state, optimizer", "step, optimizer"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.label)
+def test_a_schedule_resumes_with_a_group_that_has_joined(case, order):
+    whole = case.make(lr_scheduler, optimizer(*RATES, momentum=0.9))
+    resumed = case.make(lr_scheduler, optimizer(*RATES, momentum=0.9))
+    whole.step()
+    for scheduler in (whole, resumed):
+        join(scheduler.optimizer, 0.8)
+    for _ in range(3):
+        whole.step()
+    saved = copy.deepcopy((whole.optimizer.state_dict(), whole.state_dict()))
+    for what in order.split(", "):
+        if what == "optimizer":
+            resumed.optimizer.load_state_dict(saved[0])
+        else:
+            resumed.load_state_dict(saved[1] if what == "state" else {"last_epoch": 4})
+    for _ in range(9):
+        assert resumed.optimizer.param_groups[3]["lr"] == whole.optimizer.param_groups[3]["lr"]
+        assert resumed.get_last_lr()[:3] == whole.get_last_lr()[:3]
+        whole.step()
+        resumed.step()
 
 
 def test_where_a_group_that_joins_goes_on():

@@ -51,6 +51,10 @@ class Range:
     open: str = ""
 
     def __contains__(self, value: float) -> bool:
+        try:
+            value = float(value)
+        except OverflowError:
+            return False
         # written so that NaN fails
         above = self.low < value if "(" in self.open else self.low <= value
         below = value < self.high if ")" in self.open else value <= self.high
@@ -212,13 +216,13 @@ class Field:
             return self._tensor_problem(value)
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
             return TypeError
-        return None if float(value) in self.range else ValueError
+        return None if value in self.range else ValueError
 
     def _integer_problem(self, value: Any) -> type[Exception] | None:
         assert self.range is not None
         if isinstance(value, bool) or not isinstance(value, numbers.Integral):
             return TypeError
-        return None if int(value) in self.range else ValueError
+        return None if value in self.range else ValueError
 
     def _tensor_problem(self, value: Tensor) -> type[Exception] | None:
         # looking at a number on an accelerator would wait for it

@@ -235,13 +235,13 @@ class LRScheduler(TorchLRScheduler):
         self._check_arguments(state)
 
     def _take_state(self, state: dict[str, Any]) -> None:
+        # what the state does not say of groups that have joined is taken from them
+        self._follow_groups()
         if "last_epoch" in state:
             state.setdefault("_step_count", max(state["last_epoch"], 0) + 1)
         if "base_lrs" in state:
             # they are known now, whatever is loaded into the optimizer
             self._loads_seen = None
-        elif self._loads_seen is not None:
-            self._take_base_rates()
         vars(self).update(state)
 
     def _restore_rates(self, state: Mapping[str, Any]) -> None:
