@@ -131,3 +131,28 @@ def test_last_epoch_resumes_too(case, stop):
         assert values(resumed) == values(whole)
         whole.step()
         resumed.step()
+
+
+@pytest.mark.parametrize("order", [order for order in ORDERS if STATE in order], ids=" ".join)
+@pytest.mark.parametrize(
+    ("name", "saved", "other"),
+    [
+        (
+            "OneCycleLR",
+            {"max_lr": 0.4, "total_steps": 50},
+            {"max_lr": 0.9, "total_steps": 9, "div_factor": 3.0, "max_momentum": 0.99},
+        ),
+        ("SWALR", {"swa_lr": 0.05}, {"swa_lr": [0.5, 0.6, 0.7], "anneal_epochs": 3}),
+        ("CyclicLR", {"base_lr": 0.1, "max_lr": 1.0}, {"base_lr": 0.2, "max_lr": 3.0}),
+        ("CosineAnnealingLR", {"T_max": 30}, {"T_max": 9, "eta_min": 0.01}),
+    ],
+)
+def test_arguments_that_were_loaded_win(name, saved, other, order):
+    whole = Case(name, saved).make(lr_scheduler, make(stepwell))
+    advance(whole, 7)
+    state = copy.deepcopy((whole.optimizer.state_dict(), whole.state_dict()))
+    resumed = resume(Case(name, other), (*state, 7), order, stepwell)
+    for _ in range(9):
+        whole.step()
+        resumed.step()
+        assert values(resumed) == values(whole)

@@ -18,7 +18,16 @@ import types
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, InitVar, dataclass, replace
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    SupportsFloat,
+    Union,
+    get_args,
+    get_origin,
+)
 
 import numpy as np
 import torch
@@ -50,15 +59,15 @@ class Range:
     high: float = math.inf
     open: str = ""
 
-    def __contains__(self, value: float) -> bool:
+    def __contains__(self, value: SupportsFloat) -> bool:
         try:
-            value = float(value)
+            number = float(value)
         except OverflowError:
             return False
         # written so that NaN fails
-        above = self.low < value if "(" in self.open else self.low <= value
-        below = value < self.high if ")" in self.open else value <= self.high
-        return above and below and not math.isinf(value)
+        above = self.low < number if "(" in self.open else self.low <= number
+        below = number < self.high if ")" in self.open else number <= self.high
+        return above and below and not math.isinf(number)
 
     def __str__(self) -> str:
         left = "(" if "(" in self.open or math.isinf(self.low) else "["

@@ -67,6 +67,8 @@ class OneCycleLR(MomentumCycle):
     [0.04, 0.181, 0.52, 0.859, 1.0, 0.905, 0.655, 0.345, 0.095, 0.0]
     """
 
+    kept_in_groups = ("initial_lr", *KEYS)
+
     def __init__(
         self,
         optimizer: Optimizer,

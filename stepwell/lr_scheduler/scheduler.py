@@ -42,6 +42,8 @@ class LRScheduler(TorchLRScheduler):
     """
 
     unsaved: ClassVar[frozenset[str]] = frozenset({"optimizer", "_loads_seen"})
+    # arguments that its constructor writes into the groups, with which they are saved and loaded
+    kept_in_groups: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, optimizer: Optimizer, last_epoch: int = -1) -> None:
         owner = type(self).__name__
@@ -235,6 +237,7 @@ class LRScheduler(TorchLRScheduler):
         self._check_arguments(state)
 
     def _take_state(self, state: dict[str, Any]) -> None:
+        self._restore_arguments()
         # what the state does not say of groups that have joined is taken from them
         self._follow_groups()
         if "last_epoch" in state:
@@ -242,7 +245,14 @@ class LRScheduler(TorchLRScheduler):
         if "base_lrs" in state:
             # they are known now, whatever is loaded into the optimizer
             self._loads_seen = None
+        elif self._loads_seen is not None:
+            self._take_base_rates()
         vars(self).update(state)
+
+    def _restore_arguments(self) -> None:
+        loaded = loaded_groups(self.optimizer) or ()
+        for group, was in zip(self.optimizer.param_groups, loaded, strict=False):
+            group.update({key: copied(was[key]) for key in self.kept_in_groups if key in was})
 
     def _restore_rates(self, state: Mapping[str, Any]) -> None:
         groups = self.optimizer.param_groups

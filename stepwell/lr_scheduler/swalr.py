@@ -13,6 +13,7 @@ from .curves import Curve, constant, cosine, linear
 from .curves.one_cycle import SHAPES
 from .hyperparameters import Number
 from .scheduler import per_group, require_optimizer, require_shape
+from .watch import watch
 
 SWA_LR = Field("swa_lr", None, "number", Range(0))
 
@@ -41,6 +42,8 @@ class SWALR(CurveLR):
     [[1.0], [0.75], [0.5], [0.5]]
     """
 
+    kept_in_groups = ("swa_lr",)
+
     def __init__(
         self,
         optimizer: Optimizer,
@@ -57,6 +60,8 @@ class SWALR(CurveLR):
         self.anneal_epochs = anneal_epochs
         self._anneal_strategy = anneal_strategy
         self._check_arguments(vars(self))
+        # before anything is written, since what was loaded has to be remembered
+        watch(optimizer)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["swa_lr"] = rate
         super().__init__(optimizer, last_epoch)
