@@ -219,6 +219,7 @@ def test_refusals(make, error, words):
         ("cosine(2**9)", "not allowed"),
         ("cosine(*[5])", "not allowed"),
         ("cosine(**{})", "not allowed"),
+        ("cosine(steps=1, steps=2)", "not allowed"),
         ("cosine(steps=open('x'))", "no curve 'open'"),
         ("__import__('os').system('true')", "not allowed"),
         ("(lambda: cosine(5))()", "not allowed"),

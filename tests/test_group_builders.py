@@ -595,6 +595,9 @@ def test_blocks_can_be_named():
         assert len(layerwise_decay(model, 0.5, blocks=blocks)) == 5
     error = refused(lambda: layerwise_decay(model, 0.5, blocks=r"blok"))
     assert "blocks='blok' is found in no name; they are such as stages." in str(error)
+    error = refused(lambda: layerwise_decay(model, 0.5, blocks="("))
+    assert isinstance(error, ValueError)
+    assert "blocks='(' is no regular expression: missing )" in str(error)
 
 
 def test_blocks_of_two_kinds_may_alternate():

@@ -171,6 +171,11 @@ class TestCommand:
         assert self.run("step(9)", "--steps", "20", "--out", str(tmp_path / "a.svg")) == 0
         assert "<svg" in (tmp_path / "a.svg").read_text()
 
+    def test_a_file_without_an_ending_is_a_png_and_named_as_it_is(self, tmp_path, capsys):
+        assert self.run("step(9)", "--steps", "20", "--out", str(tmp_path / "a")) == 0
+        assert capsys.readouterr().out == f"Picture: {(tmp_path / 'a.png').resolve()}\n"
+        assert (tmp_path / "a.png").read_bytes().startswith(PNG)
+
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [
@@ -182,6 +187,11 @@ class TestCommand:
             (["cosine(5)", "--lr", "nan"], "lr must be"),
             (["cosine(5)", "--out", "no/such/folder/a.png"], "cannot write no/such/folder/a.png"),
             (["cosine(5)", "--out", "a.jgp"], "Format 'jgp' is not supported"),
+            (["cosine(5)", "--out", "."], "cannot write .: it is a folder"),
+            (["cosine(5)", "--out", ""], "cannot write .: it is a folder"),
+            (["step(5)", "--steps", "9" * 20], "steps must be a whole number in [1, 1e+15]"),
+            ([f"cosine({10**24})"], "steps must be a whole number in [1, 1e+15]"),
+            ([f"cosine({10**400})"], "cosine: steps must be a number"),
         ],
     )
     def test_says_what_to_do_about_a_mistake(self, capsys, tmp_path, monkeypatch, arguments, words):

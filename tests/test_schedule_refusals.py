@@ -196,9 +196,7 @@ def test_one_cycle_after_its_end():
     assert scheduler.get_last_lr() == [1.0 / 25 / 1e4]
     before = copy.deepcopy(scheduler.state_dict())
     for _ in range(2):
-        with pytest.raises(
-            ValueError, match=r"^Tried to step 6 times\. The specified number of"
-        ):
+        with pytest.raises(ValueError, match=r"^Tried to step 6 times\. The specified number of"):
             scheduler.step()
     assert scheduler.state_dict() == before
 
@@ -257,6 +255,7 @@ class TestSchedule:
         [
             ({"weight_decy": cosine(5)}, ValueError, "'weight_decy'; did you mean 'weight_decay'"),
             ({"warmth": cosine(5)}, ValueError, "no hyperparameter 'warmth'; it has name, lr, "),
+            ({"beta[0]": cosine(5)}, ValueError, r"did you mean 'betas\[0\]'\?"),
             ({"betas[2]": cosine(5)}, ValueError, r"no hyperparameter 'betas\[2\]'"),
             ({"betas": cosine(5)}, TypeError, r"'betas' is no number.*name one of .*'betas\[0\]'"),
             ({"amsgrad": cosine(5)}, TypeError, "'amsgrad' is no number but False"),

@@ -57,7 +57,10 @@ def layerwise_decay(params: Any, rate: float, *, blocks: Blocks | str = None) ->
     RATE.check(rate, owner)
     collected = collect(params, owner)
     members = collected.members
-    blocks = re.compile(blocks) if isinstance(blocks, str) else blocks
+    try:
+        blocks = re.compile(blocks) if isinstance(blocks, str) else blocks
+    except re.error as error:
+        raise ValueError(f"{owner}: blocks={blocks!r} is no regular expression: {error}") from None
     if blocks is not None and not any(blocks.search(named.name) for named in members):
         raise ValueError(
             f"{owner}: blocks={blocks.pattern!r} is found in no name; they are such as "

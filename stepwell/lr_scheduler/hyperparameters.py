@@ -140,7 +140,8 @@ def require(groups: Groups, name: str, owner: str) -> None:
         place = f"{owner}, group {position}"
         items: Any = group.get(key)
         if key not in group or (index is not None and not _has_item(items, index)):
-            raise ValueError(f"{place}: there is no hyperparameter '{name}'; {_hint(group, key)}")
+            hint = _hint(group, key, index)
+            raise ValueError(f"{place}: there is no hyperparameter '{name}'; {hint}")
         value = items if index is None else items[index]
         if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
             hint = f"; name one of its items, '{name}[0]'" if isinstance(value, tuple) else ""
@@ -151,7 +152,9 @@ def _has_item(items: Any, index: int) -> bool:
     return isinstance(items, (tuple, list)) and index < len(items)
 
 
-def _hint(group: Mapping[str, Any], key: str) -> str:
+def _hint(group: Mapping[str, Any], key: str, index: int | None) -> str:
     names = [name for name in group if name not in ("params", "param_names")]
     close = near_miss(key, names)
+    if close and index is not None and _has_item(group[close], index):
+        close = f"{close}[{index}]"
     return f"did you mean '{close}'?" if close else f"it has {', '.join(names)}"

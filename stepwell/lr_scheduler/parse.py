@@ -55,7 +55,8 @@ def _call(name: str, node: ast.Call, text: str) -> Any:
         close = near_miss(name, CONSTRUCTORS)
         hint = f"did you mean {close!r}?" if close else f"there are {', '.join(CONSTRUCTORS)}"
         raise ValueError(f"{text!r}: there is no curve {name!r}; {hint}")
-    if any(keyword.arg is None for keyword in node.keywords):
+    names = [keyword.arg for keyword in node.keywords]
+    if None in names or len(set(names)) < len(names):
         raise _refusal(node, text)
     arguments = [_value(argument, text) for argument in node.args]
     named = {str(keyword.arg): _value(keyword.value, text) for keyword in node.keywords}

@@ -51,10 +51,18 @@ def run(args: argparse.Namespace) -> int:
     """
     try:
         figure = schedule([parse(text) for text in args.curves], args.steps, lr=args.lr)
-        figure.savefig(args.out)
+        path = _file(args.out)
+        figure.savefig(path)
     except (ValueError, TypeError, OSError, ExtraMissingError) as error:
         said = f"cannot write {args.out}: {error.strerror}" if isinstance(error, OSError) else error
         print(f"python -m stepwell plot-schedule: error: {said}", file=sys.stderr)
         return 2
-    print(f"Picture: {args.out.resolve()}")
+    print(f"Picture: {path.resolve()}")
     return 0
+
+
+def _file(path: Path) -> Path:
+    """Where the picture goes: Matplotlib would add an ending to a path that has none."""
+    if path.is_dir():
+        raise ValueError(f"cannot write {path}: it is a folder; name a file in it")
+    return path if path.suffix else path.with_suffix(".png")

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["schedule"]
 
-STEPS = Field("steps", None, "integer", Range(1))
+# whole numbers that a float holds
+STEPS = Field("steps", None, "integer", Range(1, 1e15))
 RATE = Field("lr", None, "number", Range(0))
 MOST_POINTS = 4000
 FEW_STEPS = 100
@@ -67,7 +68,8 @@ def schedule(
         ExtraMissingError: Matplotlib is not installed
     """
     sources = _labelled(shown)
-    last = _steps(sources.values()) if steps is None else int(STEPS.check(steps, "schedule"))
+    wanted = _steps(sources.values()) if steps is None else steps
+    last = int(STEPS.check(wanted, "schedule"))
     factor = 1.0 if lr is None else float(RATE.check(lr, "schedule"))
     lines = [line for label, one in sources.items() for line in _lines(label, one, last, factor)]
     are_rates = lr is not None or not all(isinstance(one, Curve) for one in sources.values())
