@@ -111,6 +111,10 @@ ELSEWHERE = {
         "test_schedule_groups",
         "test_a_loaded_rate_survives_the_constructor",
     ),
+    "`OneCycleLR` and `SWALR`, made after their optimizer was loaded, and then loaded": (
+        "test_schedule_resume",
+        "test_arguments_that_were_loaded_win",
+    ),
     "schedules: `load_state_dict` without the optimizer's": (
         "test_schedule_groups",
         "test_the_state_of_a_schedule_alone_brings_its_rates",

@@ -269,6 +269,13 @@ class TestDescent:
             # roundings of 25 steps; at 0.5 the first one ends at zero
             np.testing.assert_allclose(y, [(1 - 2 * rate) ** (2 * k) for k in x], rtol=1e-12)
 
+    def test_losses_beyond_all_numbers_are_infinite(self):
+        figure = plot.learning_rates((5.0,), steps=300)
+        ((_, y),) = lines(figure).values()
+        # 9 ** 600
+        assert y[-1] == math.inf
+        figure.canvas.draw()
+
     def test_losses_of_several_momenta_follow_the_recursion(self):
         momenta = (0.0, 0.5, 0.64, 0.9)
         found = lines(plot.momenta(momenta, lr=0.02, steps=60))

@@ -86,17 +86,19 @@ def losses_of(steps: int, **options: Any) -> list[float]:
         optimizer.zero_grad()
         x.square().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        losses.append(x.item() ** 2)
+        # a product, which is infinite where a power is an error
+        losses.append(x.item() * x.item())
     return losses
 
 
 def _drawn(losses: Mapping[str, Sequence[float]], name: str, ax: Axes | None) -> Figure:
     axes = new_axes("iteration", "loss f(x) = x²", ax)
-    for (label, values), style in zip(losses.items(), styles(), strict=False):
-        axes.plot(values, label=label, **style)
+    # before there are lines, which may be infinite
     axes.set_yscale("log")
     highest = max(map(max, losses.values()))
     axes.set_ylim(FLOOR, min(CEILING, 3 * highest))
+    for (label, values), style in zip(losses.items(), styles(), strict=False):
+        axes.plot(values, label=label, **style)
     axes.set_xlim(0, len(next(iter(losses.values()))) - 1)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     title(axes, name)
