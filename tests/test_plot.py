@@ -79,6 +79,16 @@ class TestSchedule:
         named = plot.schedule({"a": cosine(100), "b": cosine(100)})
         assert list(lines(named)) == ["a", "b"]
 
+    def test_many_and_long_names_take_no_room_from_the_curves(self):
+        long = " * ".join(["cosine(100, end=0.125)"] * 5)
+        figure = plot.schedule([*(warmup(k) >> cosine(100) for k in range(1, 15)), parse(long)])
+        figure.canvas.draw()
+        (axes,), (legend,) = figure.axes, figure.legends
+        height = axes.get_window_extent().height / figure.dpi
+        # what it is beside three names
+        assert height > 2.5
+        assert legend.get_window_extent().width < figure.bbox.width
+
     def test_ends_with_the_longest_curve(self):
         figure = plot.schedule([cosine(30), cosine(70), constant(0.5)])
         assert figure.axes[0].get_xlim() == (0, 70)

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ..language.fields import Field, Range
 from ..lr_scheduler import Curve
-from .figure import figure_of, new_axes, styles, title
+from .figure import INK, figure_of, new_axes, styles, title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,6 +28,7 @@ STEPS = Field("steps", None, "integer", Range(1, 1e15))
 RATE = Field("lr", None, "number", Range(0))
 MOST_POINTS = 4000
 FEW_STEPS = 100
+WIDEST_LABEL = 70
 CURVE_LABEL = "factor of the learning rate"
 RATE_LABEL = "learning rate"
 
@@ -73,13 +74,15 @@ def schedule(
     factor = 1.0 if lr is None else float(RATE.check(lr, "schedule"))
     lines = [line for label, one in sources.items() for line in _lines(label, one, last, factor)]
     are_rates = lr is not None or not all(isinstance(one, Curve) for one in sources.values())
-    axes = new_axes("step", RATE_LABEL if are_rates else CURVE_LABEL, ax)
+    names = [textwrap.fill(line.label, WIDEST_LABEL) for line in lines]
+    ylabel = RATE_LABEL if are_rates else CURVE_LABEL
+    axes = new_axes("step", ylabel, ax, height=_height(names))
     for line, style in zip(lines, styles(), strict=False):
         _draw(axes, line, style)
     axes.set_xlim(0, last)
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    _name(axes, [line.label for line in lines], own=ax is None)
+    _name(axes, names, own=ax is None)
     return figure_of(axes)
 
 
@@ -159,11 +162,19 @@ def _draw(axes: Axes, line: Line, style: Mapping[str, Any]) -> None:
     axes.plot(line.steps, line.values, label=line.label, drawstyle=shape, **style)
 
 
-def _name(axes: Axes, labels: Sequence[str], *, own: bool) -> None:
+def _height(names: Sequence[str]) -> float:
+    """Of the figure, in inches: the lines of the legend leave the axes as high as they are."""
+    written = sum(name.count("\n") + 1 for name in names)
+    return 4.2 + 0.21 * max(written - 3, 0)
+
+
+def _name(axes: Axes, names: Sequence[str], *, own: bool) -> None:
     """One curve is the title; several are listed below the picture, where none is covered."""
-    if len(labels) == 1:
-        title(axes, textwrap.fill(labels[0], 70))
+    if len(names) == 1:
+        title(axes, names[0])
     elif own:
-        figure_of(axes).legend(loc="outside lower left", frameon=False, labelcolor="#333333")
+        figure_of(axes).legend(
+            axes.get_lines(), names, loc="outside lower left", frameon=False, labelcolor=INK
+        )
     else:
         axes.legend(frameon=False)
