@@ -568,7 +568,7 @@ SPOILT = {
     "no matrix": "Muon only supports 2D parameters whereas we found a parameter with size: ",
     "batches of no matrix": "must have at least 3 dimensions with batch_dims=1",
     "a buffer of another shape": "has shape (3,), expected (2, 3)",
-    "a buffer of whole numbers": "must be floating point, got torch.int64",
+    "a buffer of whole numbers": "is torch.int64; it must be a tensor of such numbers",
     "no state": "must be a dict, got int",
     "an expanded parameter": "is expanded",
 }

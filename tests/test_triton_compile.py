@@ -62,7 +62,7 @@ their way. An H200 is busy with 25 KB: 4.8 TB/s for 0.7 µs, divided by 132 mult
 FROM_LIBRARY = {"pow", "exp", "log", "atan2"}
 
 # What is not as it should be, and why.
-SPILLED = {("LAMB", "float64"): "8 bytes wait in memory, from before the loops until after them"}
+SPILLED = {("Adan", "mixed"): "8 bytes wait in memory, from before the loops until after them"}
 
 TABLES = {
     **dict.fromkeys(("chunks", "addresses", "groups", "first_chunk"), torch.int64),

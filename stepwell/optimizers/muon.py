@@ -160,17 +160,9 @@ class Muon(Optimizer):
             if problem is not None:
                 raise ValueError(f"{problem} ({owner}, group {index})")
         formula = self._state_formula()
-        rows = Inspection(
+        return Inspection(
             formula, groups, self.state, grad_scale=None, densify=False, known={}
         ).rows()
-        for row in rows:
-            buffer = self.state.get(row.param, {}).get("momentum_buffer")
-            if isinstance(buffer, Tensor) and not buffer.is_floating_point():
-                raise ValueError(
-                    f"{owner}: state['momentum_buffer'] of group {row.group}, parameter "
-                    f"{row.number} must be floating point, got {buffer.dtype}"
-                )
-        return rows
 
 
 def _average(param: Any, grad: Any, state: Any, group: Any) -> Any:
