@@ -12,10 +12,10 @@ from rich.console import Console
 from torch import nn
 
 from stepwell.__main__ import main
+from stepwell.extra import ExtraMissingError, needs_extra
 from stepwell.race import Task, command, machine, picture, runner, table, task
 from stepwell.race.contenders import OURS, RIVAL, Contender, Rule, Schedule, rules
 from stepwell.race.digits import digits
-from stepwell.extra import ExtraMissingError, needs_extra
 from stepwell.race.runner import Duel, Plan, Result, Run
 
 PLAN = Plan(epochs=4, batch_size=8, accumulate=2, seed=3)
