@@ -301,6 +301,61 @@ class TestOrderOfSteps:
         assert weight.tolist() == [1, 1]
         scheduler.step()
 
+    @pytest.mark.parametrize("module", [torch.optim, stepwell])
+    @pytest.mark.parametrize("unscaled_first", [False, True])
+    def test_nor_does_it_with_the_gradients_gone(self, module, unscaled_first):
+        weight = torch.nn.Parameter(torch.ones(2))
+        scheduler = lr_scheduler.StepLR(module.SGD([weight], lr=0.3), 2)
+        scaler = torch.amp.GradScaler("cpu")
+        scaler.scale((weight * math.inf).sum()).backward()
+        if unscaled_first:
+            scaler.unscale_(scheduler.optimizer)
+        scaler.step(scheduler.optimizer)
+        scaler.update()
+        scheduler.optimizer.zero_grad()
+        assert weight.tolist() == [1, 1]
+        scheduler.step()
+
+    @pytest.mark.parametrize("module", [torch.optim, stepwell])
+    def test_swapped_lines_around_a_scaler_warn(self, module):
+        weight = torch.nn.Parameter(torch.ones(2))
+        scheduler = lr_scheduler.StepLR(module.SGD([weight], lr=0.3), 2)
+        scaler = torch.amp.GradScaler("cpu")
+        scaler.scale((weight * 2).sum()).backward()
+        scaler.unscale_(scheduler.optimizer)
+        with pytest.warns(UserWarning, match="Detected call"):
+            scheduler.step()
+        scaler.step(scheduler.optimizer)
+
+    @pytest.mark.parametrize("module", [torch.optim, stepwell])
+    @pytest.mark.parametrize("way", [copy.deepcopy, lambda held: pickle.loads(pickle.dumps(held))])
+    def test_copies_of_a_watched_optimizer_hold_nothing_of_schedules(self, module, way):
+        held = module.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.3)
+        lr_scheduler.StepLR(held, 2)
+        assert getattr(way(held), "_step_supports_amp_scaling", False) is False
+
+    @pytest.mark.parametrize("module", [torch_schedulers, lr_scheduler])
+    @pytest.mark.parametrize(
+        "made",
+        [
+            lambda module, held: module.SequentialLR(
+                held, [lr_scheduler.ConstantLR(held), lr_scheduler.StepLR(held, 2)], [4]
+            ),
+            lambda module, held: module.ChainedScheduler([lr_scheduler.ConstantLR(held)]),
+            lambda module, held: module.ChainedScheduler([lr_scheduler.LambdaLR(held, [abs])]),
+            lambda _, held: lr_scheduler.CosineAnnealingWarmRestarts(held, 2),
+        ],
+    )
+    def test_the_warning_names_the_line_of_the_user(self, module, made):
+        scheduler = made(module, optimizer(0.3))
+        with pytest.warns(UserWarning, match="Detected call") as caught:
+            scheduler.step()
+        assert [warning.filename for warning in caught] == [__file__]
+
+    def test_a_plateau_says_nothing_as_torchs_does(self):
+        for module in (torch_schedulers, lr_scheduler):
+            module.ReduceLROnPlateau(optimizer(0.3)).step(1.0)
+
     def test_finite_gradients_alone_are_no_excuse(self):
         scheduler = lr_scheduler.StepLR(optimizer(0.3), 2)
         weight = scheduler.optimizer.param_groups[0]["params"][0]

@@ -6,8 +6,9 @@ with the optimizer.
 
 from __future__ import annotations
 
+import sys
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -25,6 +26,24 @@ STEP_ORDER = (
 )
 
 
+class ScalerBell:
+    """False, as an optimizer's `_step_supports_amp_scaling`, and takes note of who asks.
+
+    A GradScaler asks before it steps, or does not step since a gradient is not finite. Nothing else
+    tells such a step that never was from one that is yet to come: the gradients may be gone.
+    """
+
+    asked = False
+
+    def __bool__(self) -> bool:
+        self.asked = True
+        return False
+
+    def __reduce__(self) -> Any:
+        # a copy or a pickle of an optimizer has what it would have without schedules
+        return bool, ()
+
+
 @dataclass
 class Watch:
     """What is remembered of one optimizer.
@@ -33,12 +52,17 @@ class Watch:
         loaded: its groups as they were loaded, until a schedule has moved on from there
         loads: how many times something was loaded
         handle: of the hook that sees its first step; None once it was seen
+        bell: whether a GradScaler has tried to step
     """
 
     loaded: list[dict[str, Any]] | None
     loads: int = 0
     handle: RemovableHandle | None = None
+    bell: ScalerBell = field(default_factory=ScalerBell)
 
+
+OWN = (f"{__package__}.", "torch.optim.lr_scheduler")
+"""Modules of schedules, which may step each other."""
 
 WATCHES: WeakKeyDictionary[Optimizer, Watch] = WeakKeyDictionary()
 
@@ -51,6 +75,8 @@ def watch(optimizer: Optimizer) -> None:
     made = WATCHES[optimizer] = Watch(_copy_groups(optimizer) if moved else None)
     # plain functions: a method as hook would keep the schedule alive with the optimizer
     made.handle = optimizer.register_step_post_hook(_mark_stepped)
+    if not getattr(optimizer, "_step_supports_amp_scaling", False):
+        optimizer._step_supports_amp_scaling = made.bell  # type: ignore[attr-defined]
     optimizer.register_load_state_dict_post_hook(_mark_loaded)
 
 
@@ -87,8 +113,16 @@ def has_stepped(optimizer: Optimizer) -> bool:
 
 def check_order(optimizer: Optimizer) -> None:
     """Warn of a schedule that steps before the optimizer, unless a GradScaler held that back."""
-    if not has_stepped(optimizer) and not _refused_by_scaler(optimizer):
-        warnings.warn(STEP_ORDER, UserWarning, stacklevel=3)
+    if not (has_stepped(optimizer) or _held_back_by_scaler(optimizer)):
+        warnings.warn(STEP_ORDER, UserWarning, stacklevel=_level_of_caller())
+
+
+def _level_of_caller() -> int:
+    """How many frames above the one that asks the first line lies that is no schedule's own."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(OWN):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _copy_groups(optimizer: Optimizer) -> list[dict[str, Any]]:
@@ -115,8 +149,10 @@ def _mark_loaded(optimizer: Optimizer) -> None:
         watch.loads += 1
 
 
-def _refused_by_scaler(optimizer: Optimizer) -> bool:
-    """Whether a gradient is not finite: then a GradScaler held the step back, rightly."""
+def _held_back_by_scaler(optimizer: Optimizer) -> bool:
+    """Whether a GradScaler has asked, or a gradient is not finite: then one held the step back."""
+    if WATCHES[optimizer].bell.asked:
+        return True
     grads = (p.grad for group in optimizer.param_groups for p in group["params"])
     return not all(_finite(grad) for grad in grads if grad is not None)
 
