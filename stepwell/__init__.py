@@ -1,10 +1,8 @@
 """A drop-in replacement for torch.optim: `import stepwell as optim`."""
 
-from . import checkpoint as checkpoint
-from . import groups as groups
-from . import lr_scheduler as lr_scheduler
-from . import plot as plot
-from . import swa_utils as swa_utils
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from .averaging import averaged as averaged
 from .averaging import averaged_weights as averaged_weights
 from .optimizer import LoadReport as LoadReport
@@ -26,3 +24,49 @@ from .optimizers import RAdam as RAdam
 from .optimizers import RMSprop as RMSprop
 from .optimizers import Rprop as Rprop
 from .optimizers import SparseAdam as SparseAdam
+
+__all__ = [
+    "ASGD",
+    "LBFGS",
+    "SGD",
+    "Adadelta",
+    "Adafactor",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "LoadReport",
+    "Muon",
+    "NAdam",
+    "Optimizer",
+    "RAdam",
+    "RMSprop",
+    "Rprop",
+    "SparseAdam",
+    "averaged",
+    "averaged_weights",
+    "checkpoint",
+    "compose",
+    "groups",
+    "lr_scheduler",
+    "plot",
+    "swa_utils",
+    "swap_in_optimizer_params_and_state",
+]
+
+if TYPE_CHECKING:
+    from . import checkpoint as checkpoint
+    from . import groups as groups
+    from . import lr_scheduler as lr_scheduler
+    from . import plot as plot
+    from . import swa_utils as swa_utils
+else:
+
+    def __getattr__(name):
+        """What an optimizer does without is imported when it is first asked for (PEP 562)."""
+        if name in __all__:
+            return import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__():
+        return sorted({*globals(), *__all__})

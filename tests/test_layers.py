@@ -7,6 +7,8 @@ import doctest
 import importlib
 import inspect
 import re
+import subprocess
+import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -118,16 +120,66 @@ def test_the_table_has_no_empty_place() -> None:
 
 @pytest.mark.tiny
 @pytest.mark.parametrize(
-    "package", ["", "language", "lr_scheduler", "lr_scheduler/curves", "optimizers"]
+    "package", ["language", "lr_scheduler", "lr_scheduler/curves", "optimizers"]
 )
 def test_public_names_are_exported_as_themselves(package: str) -> None:
     path = PACKAGE / package / "__init__.py"
-    for node in ast.parse(path.read_text()).body:
+    _exported(path, ast.parse(path.read_text()).body)
+
+
+@pytest.mark.tiny
+def test_the_package_lists_what_it_exports_once() -> None:
+    path = PACKAGE / "__init__.py"
+    _, first, _, *imports, names, lazy = ast.parse(path.read_text()).body
+    assert ast.unparse(first) == "from importlib import import_module"
+    assert ast.unparse(names).startswith("__all__ = ")
+    assert isinstance(lazy, ast.If)
+    exported = [*_exported(path, imports), *_exported(path, lazy.body)]
+    assert sorted(exported) == sorted(stepwell.__all__)
+
+
+def _exported(path: Path, statements: list[ast.stmt]) -> list[str]:
+    """The names that are imported as themselves; nothing else may be there."""
+    found = []
+    for node in statements:
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             continue
         assert isinstance(node, ast.ImportFrom), f"{_named(path)}: {ast.unparse(node)}"
         for alias in node.names:
             assert alias.asname == alias.name, f"{_named(path)}: {ast.unparse(node)}"
+            found.append(alias.name)
+    return found
+
+
+IMPORT = """
+import sys, torch
+before = set(sys.modules)
+import stepwell
+print(*set(sys.modules) - before)
+"""
+
+
+def test_importing_the_package_loads_what_an_optimizer_needs_and_nothing_more() -> None:
+    run = [sys.executable, "-c", IMPORT]
+    done = subprocess.run(run, capture_output=True, check=True, cwd=ROOT, text=True)
+    loaded = done.stdout.split()
+    packages = {name.partition(".")[0] for name in loaded} - sys.stdlib_module_names
+    # torch has numpy; LLVM, Triton, rich, safetensors and Matplotlib wait until they are used
+    assert packages <= {"stepwell", "numpy"}
+    lazy = {name for name in stepwell.__all__ if inspect.ismodule(getattr(stepwell, name))}
+    assert lazy == {"checkpoint", "groups", "lr_scheduler", "plot", "swa_utils"}
+    assert not {f"stepwell.{name}" for name in lazy}.intersection(loaded)
+
+
+@pytest.mark.tiny
+def test_what_is_imported_late_is_there_for_whoever_looks() -> None:
+    names: dict[str, Any] = {}
+    exec("from stepwell import *", names)
+    assert {*stepwell.__all__} == names.keys() - {"__builtins__"}
+    assert {*stepwell.__all__} <= {*dir(stepwell)}
+    assert stepwell.plot is importlib.import_module("stepwell.plot")
+    with pytest.raises(AttributeError, match="module 'stepwell' has no attribute 'plots'"):
+        stepwell.plots  # type: ignore[attr-defined]  # noqa: B018
 
 
 @pytest.mark.tiny
@@ -165,7 +217,10 @@ NAMELESS = [path for path in FILES if _module(path)[:1] not in (("optimizers",),
 @pytest.mark.parametrize("path", NAMELESS, ids=map(_named, NAMELESS))
 def test_nothing_depends_on_the_name_of_a_rule(path: Path) -> None:
     names = {rule.__name__ for rule in RULES} - {"Optimizer"}
-    for node in ast.walk(ast.parse(path.read_text())):
+    body = ast.parse(path.read_text()).body
+    # a list of what is exported does nothing
+    code = [statement for statement in body if not ast.unparse(statement).startswith("__all__ = ")]
+    for node in (node for statement in code for node in ast.walk(statement)):
         if isinstance(node, ast.Constant):
             assert node.value not in names, f"{_named(path)}, line {node.lineno}: {node.value}"
         if isinstance(node, ast.Compare):
@@ -182,7 +237,8 @@ def test_nothing_depends_on_the_name_of_a_rule(path: Path) -> None:
 def test_doctests(path: Path) -> None:
     module = importlib.import_module(".".join(("stepwell", *_module(path))))
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
-    names = {**vars(stepwell), **vars(module), "torch": torch}
+    exported = {name: getattr(stepwell, name) for name in stepwell.__all__}
+    names = {"stepwell": stepwell, **exported, **vars(module), "torch": torch}
     for test in doctest.DocTestFinder().find(module, extraglobs=names):
         if test.examples:
             said: list[str] = []
