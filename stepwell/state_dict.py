@@ -7,7 +7,7 @@ state dict is handed on, only copies.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .cohort import state_shape
+from .language import Transform
 from .language.fields import SCHEDULED, Slot
 from .matching import LoadReport, Match, Place, nearest
 
@@ -151,11 +152,13 @@ def load_group(owned: Group, saved: Group | None) -> dict[str, Any]:
 
     It keeps its parameters, the flags that say how this machine runs a step, and what the saved
     one lacks: a hyperparameter that is newer than the state dict, or a scheduler's `initial_lr`.
+    Those of a transform that the rule is composed without do not come along.
     """
     if saved is None:
         return dict(owned)
     names = saved.get("param_names")
-    kept = {"params", *EXECUTION}
+    absent = [name for transform in _absent(saved, owned) for name in transform.fields]
+    kept = {"params", *EXECUTION, *absent}
     if "param_names" in owned or names is None or len(names) != len(owned["params"]):
         kept.add("param_names")
     return {**owned, **{key: value for key, value in saved.items() if key not in kept}}
@@ -187,20 +190,24 @@ def load_state(
 ) -> tuple[dict[Any, Any], LoadReport]:
     """The state of each matched parameter, whole or, if an entry does not fit, not at all.
 
-    What only a transform lacks is reported, and left out: it starts anew at the next step.
+    What only a transform lacks is reported, and left out: it starts anew at the next step. So is
+    what a transform has kept that the rule is composed without: it would not be kept up.
     `groups` are the optimizer's groups as they will be; without a `Layout` whatever is saved for
     a parameter is taken. State under a key that is no parameter is kept, as torch keeps it.
     """
     state: dict[Any, Any] = {}
     pairs = enumerate(zip(matched.groups, layouts, strict=True))
     reports = [matched.report]
-    reports += [_other_rule(saved.groups[i], x, n) for n, (i, x) in pairs if i is not None and x]
+    known = [(n, saved.groups[i], x) for n, (i, x) in pairs if i is not None and x]
+    reports += [_other_rule(*each) for each in known]
+    reports += [_of_transforms(policy.owner, *each) for each in known]
     listed = {key for group in saved.groups for key in group["params"]}
     for key, entry in saved.state.items():
         place = matched.params.get(key)
         if place is not None:
             layout = layouts[place.group]
             source = matched.source(place.group, saved.groups)
+            entry = _without_absent(entry, source, layout)
             report, is_whole = _fit(entry, place, source, layout)
             reports.append(report)
             if is_whole:
@@ -213,7 +220,29 @@ def load_state(
     return state, LoadReport(*(tuple(x for part in parts for x in part) for parts in columns))
 
 
-def _other_rule(source: Group, layout: Layout, index: int) -> LoadReport:
+def _absent(source: Group, known: Container[str]) -> list[type[Transform]]:
+    """The transforms with state that saved this group, and of which nothing is known here."""
+    return [
+        transform
+        for transform in Transform.__subclasses__()
+        if transform.slots
+        and transform.fields
+        and transform.fields.keys() <= source.keys()
+        and not any(name in known for name in transform.fields)
+    ]
+
+
+def _of_transforms(owner: str, index: int, source: Group, layout: Layout) -> LoadReport:
+    """What a saved group has of transforms that the rule is composed without."""
+    unexpected = tuple(
+        f"group {index}: {', '.join(transform.slots)} of {transform.__name__} "
+        f"(compose({owner}, {transform.__name__}) goes on with them)"
+        for transform in _absent(source, layout.keys)
+    )
+    return LoadReport(unexpected=unexpected)
+
+
+def _other_rule(index: int, source: Group, layout: Layout) -> LoadReport:
     """What is missing from a saved group that seems to be of another rule.
 
     One hyperparameter may be newer than the state dict, and a group that was written by hand may
@@ -225,6 +254,15 @@ def _other_rule(source: Group, layout: Layout, index: int) -> LoadReport:
         return LoadReport()
     what = f"group {index}: {', '.join(missing)} (was it saved by another optimizer?)"
     return LoadReport(missing=(what,))
+
+
+def _without_absent(entry: Any, source: Group, layout: Layout | None) -> Any:
+    """The state of one parameter without what belongs to transforms that are not here."""
+    absent = _absent(source, layout.keys) if layout else []
+    if not absent or not isinstance(entry, Mapping):
+        return entry
+    dropped = {name for transform in absent for name in transform.slots}
+    return {name: value for name, value in entry.items() if name not in dropped}
 
 
 def _fit(entry: Any, place: Place, source: Group, layout: Layout | None) -> tuple[LoadReport, bool]:

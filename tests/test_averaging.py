@@ -288,6 +288,37 @@ def test_a_checkpoint_of_the_moments_alone_that_lacks_one_is_not_loaded() -> Non
     _assert_same(state.values(), before)
 
 
+@pytest.mark.parametrize("passed_on", [False, True])
+def test_a_rule_that_keeps_no_averages_does_not_carry_them_along(
+    passed_on: bool, tmp_path: Path
+) -> None:
+    """Refused, as a file too; or the moments are loaded, and the averages are left out."""
+    donor: Any = AdamW(_named(), lr=0.1)
+    _steps(donor, 0, 3)
+    if passed_on:
+        # torch's class takes them, and gives them back
+        passer = torch.optim.AdamW(_named())
+        passer.load_state_dict(donor.state_dict())
+        donor = passer
+    plain = stepwell.AdamW(_named(), lr=0.5)
+    stepwell.checkpoint.save(tmp_path / "run", optimizer=donor)
+    said = re.escape("unexpected: group 0: average, n_averaged of Average (compose(AdamW, Average)")
+    with pytest.raises(ValueError, match=said):
+        plain.load_state_dict(donor.state_dict())
+    with pytest.raises(ValueError, match=said):
+        stepwell.checkpoint.load(tmp_path / "run", optimizer=plain)
+    assert not plain.state
+    assert plain.param_groups[0]["lr"] == 0.5
+    report = plain.load_state_dict(donor.state_dict(), strict=False)
+    assert (len(report.unexpected), report.missing, report.mismatched) == (1, (), ())
+    assert plain.param_groups[0]["lr"] == 0.1
+    assert not any(key.startswith("average") for key in plain.param_groups[0])
+    moments = {"step", "exp_avg", "exp_avg_sq"}
+    assert [set(state) for state in plain.state.values()] == [moments] * len(SHAPES)
+    _steps(plain, 3, 4)
+    assert {int(state["step"]) for state in plain.state.values()} == {4}
+
+
 def test_torch_takes_a_checkpoint_with_averages_and_gives_it_back() -> None:
     ours = _trained()
     torchs = torch.optim.AdamW(parameters(SHAPES, torch.float32))
