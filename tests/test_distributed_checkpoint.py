@@ -6,25 +6,21 @@ goes on on one. The oracle is the training that was never saved.
 
 from __future__ import annotations
 
-import traceback
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch import multiprocessing, nn
+from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.checkpoint.stateful import Stateful
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 import stepwell
 
 from .cases import numbers
-
-WORLD = 2
+from .processes import in_processes
 
 
 class Training(Stateful):
@@ -64,19 +60,11 @@ class Training(Stateful):
                 torch.testing.assert_close(found, value, rtol=1e-4, atol=1e-5)
 
 
-def _process(rank: int, folder: str) -> None:
-    try:
-        torch.set_num_threads(1)
-        store = dist.FileStore(str(Path(folder, "store")), WORLD)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD)
-        training = Training(init_device_mesh("cpu", (WORLD,)))
-        dcp.load({"training": training}, checkpoint_id=Path(folder, "one"))
-        training.go_on(range(3, 6))
-        dcp.save({"training": training}, checkpoint_id=Path(folder, "two"))
-        dist.destroy_process_group()
-    except BaseException:
-        Path(folder, f"error {rank}").write_text(traceback.format_exc())
-        raise
+def _go_on(mesh: Any, folder: Path) -> None:
+    training = Training(mesh)
+    dcp.load({"training": training}, checkpoint_id=folder / "one")
+    training.go_on(range(3, 6))
+    dcp.save({"training": training}, checkpoint_id=folder / "two")
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
@@ -84,13 +72,7 @@ def test_from_one_process_to_two_and_back(tmp_path: Path) -> None:
     training = Training()
     training.go_on(range(3))
     dcp.save({"training": training}, checkpoint_id=tmp_path / "one", no_dist=True)
-    try:
-        multiprocessing.start_processes(
-            _process, (str(tmp_path),), nprocs=WORLD, start_method="spawn", join=True
-        )
-    except Exception:
-        errors = [path.read_text() for path in tmp_path.glob("error*")]
-        pytest.fail("\n".join(errors) or "a process died")
+    in_processes(_go_on, tmp_path)
     resumed = Training()
     dcp.load({"training": resumed}, checkpoint_id=tmp_path / "two", no_dist=True)
     training.go_on(range(3, 6))

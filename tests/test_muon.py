@@ -13,20 +13,19 @@ import inspect
 import io
 import math
 import pickle
-import traceback
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-from torch import Tensor, multiprocessing, nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stepwell.optimizers import muon
 from stepwell.optimizers.muon import Muon
 
+from .processes import in_processes
 from .shell_cases import assert_same, fill_grads, refused, snapshot, train, weights
 
 IN_BFLOAT16, IN_FLOAT32 = 0.02, 1e-5
@@ -770,7 +769,7 @@ def test_a_closure_is_called_once() -> None:
 # Shards
 
 
-def _shards(mesh: Any) -> None:
+def _shards(mesh: Any, _: Path) -> None:
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
     for cut in ([Shard(0)], [Shard(1)], [Replicate()]):
@@ -788,26 +787,6 @@ def _shards(mesh: Any) -> None:
             torch.testing.assert_close(shard.full_tensor(), whole.detach(), rtol=1e-5, atol=1e-6)
 
 
-def _process(rank: int, store: str, errors: str) -> None:
-    from torch.distributed.device_mesh import init_device_mesh
-
-    try:
-        torch.set_num_threads(1)
-        dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2)
-        _shards(init_device_mesh("cpu", (2,)))
-        dist.destroy_process_group()
-    except BaseException:
-        Path(errors, str(rank)).write_text(traceback.format_exc())
-        raise
-
-
 @pytest.mark.slow
 def test_shards_are_updated_as_the_whole(tmp_path: Path) -> None:
-    arguments = (str(tmp_path / "store"), str(tmp_path))
-    try:
-        multiprocessing.start_processes(
-            _process, arguments, nprocs=2, start_method="spawn", join=True
-        )
-    except Exception:
-        found = [path for path in tmp_path.iterdir() if path.name.isdigit()]
-        pytest.fail("\n".join(path.read_text() for path in found) or "a process died")
+    in_processes(_shards, tmp_path)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import traceback
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-from torch import multiprocessing, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
@@ -18,11 +15,11 @@ import stepwell
 
 from .cases import NATIVE, PLAIN, numbers, per_element
 from .compare import assert_within, backends
+from .processes import WORLD, in_processes
 from .rules import LAMB
 
 pytestmark = pytest.mark.interpret
 
-WORLD = 2
 SHAPES = ((5, 6), (8,), (3, 4, 2), (1, 7))
 CUTS = ([Shard(0)], [Shard(-1)], [Replicate()])
 
@@ -97,27 +94,10 @@ def _where_it_must_not_run(mesh: Any) -> None:
     assert param.full_tensor().tolist() == [1 - 0.5 * WORLD] * 8
 
 
-def _process(rank: int, store: str, errors: str) -> None:
-    try:
-        torch.set_num_threads(1)
-        dist.init_process_group(
-            "gloo", store=dist.FileStore(store, WORLD), rank=rank, world_size=WORLD
-        )
-        mesh = init_device_mesh("cpu", (WORLD,))
-        for question in (_same_as_whole, _sharded_model, _where_it_must_not_run):
-            question(mesh)
-        dist.destroy_process_group()
-    except BaseException:
-        Path(errors, str(rank)).write_text(traceback.format_exc())
-        raise
+def _questions(mesh: Any, _: Path) -> None:
+    for question in (_same_as_whole, _sharded_model, _where_it_must_not_run):
+        question(mesh)
 
 
 def test_parts_are_updated_as_the_whole(tmp_path: Path) -> None:
-    arguments = (str(tmp_path / "store"), str(tmp_path))
-    try:
-        multiprocessing.start_processes(
-            _process, arguments, nprocs=WORLD, start_method="spawn", join=True
-        )
-    except Exception:
-        found = [path for path in tmp_path.iterdir() if path.name.isdigit()]
-        pytest.fail("\n".join(path.read_text() for path in found) or "a process died")
+    in_processes(_questions, tmp_path)
