@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import KW_ONLY, InitVar, dataclass, field, replace
+from functools import cached_property
 from types import GenericAlias
 from typing import Any, Literal
 
@@ -38,6 +39,12 @@ class Declaration:
     rule_fields: Mapping[str, Field]
     slots: Mapping[str, Slot]
     _foreign: dict[object, str | None] = field(default_factory=dict)
+
+    @cached_property
+    def ends(self) -> dict[str, tuple[float, float]]:
+        """The smallest and the largest float that a group may hold of each number."""
+        fields = self.fields.items()
+        return {name: f.range.ends for name, f in fields if f.kind == "number" and f.range}
 
     @property
     def arguments(self) -> list[Field]:

@@ -61,15 +61,20 @@ class Group(dict[str, Any]):
         ValueError, TypeError: when a hyperparameter is given a value that it cannot take
     """
 
-    __slots__ = ("_declaration", "_index")
+    __slots__ = ("_declaration", "_ends", "_index")
 
     def __init__(self, items: Mapping[str, Any], declaration: Declaration, index: int) -> None:
         super().__init__(items)
         self._declaration = declaration
         self._index = index
+        self._ends = declaration.ends
 
     def __setitem__(self, key: str, value: Any) -> None:
-        super().__setitem__(key, self._checked(key, value))
+        # torch's schedules write a rate into each group at every step: a short way for a float
+        ends = self._ends.get(key)
+        if ends is None or type(value) is not float or not ends[0] <= value <= ends[1]:
+            value = self._checked(key, value)
+        dict.__setitem__(self, key, value)
 
     def takes(self, key: str, values: Sequence[Any], index: int | None = None) -> bool:
         """Whether groups of this optimizer may hold each of these values, as it is or as an item.

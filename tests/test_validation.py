@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 import pytest
 import torch
 
 import stepwell
+from stepwell.language import Decay
+from stepwell.language.fields import Field, Range
 
 from .cases import PLAIN
 from .shell_cases import (
@@ -22,7 +25,7 @@ from .shell_cases import (
     weights,
 )
 
-NOT_NUMBERS = ("0.1", None, True, [0.1], object())
+NOT_NUMBERS = ("0.1", None, True, [0.1], b"0.1")
 NOT_FLAGS = [2, 0.5, "True", torch.tensor(True)]
 NOT_PAIRS = (0.9, "ab", (0.9,), (0.9, 0.9, 0.9), {0.9: 1, 0.8: 1}, (0.9, torch.tensor(0.9)))
 
@@ -200,6 +203,45 @@ def test_a_schedule_of_torch_may_round_past_zero():
     assert optimizer.param_groups[0]["lr"] == 0.0
     with pytest.raises(ValueError, match="Invalid learning rate"):
         optimizer.param_groups[0]["lr"] = -1e-9
+
+
+@pytest.mark.parametrize("low", [-math.inf, 0.0, -1.0])
+@pytest.mark.parametrize("high", [math.inf, 1.0])
+@pytest.mark.parametrize("ends", ["", "(", ")", "()"])
+def test_the_ends_of_a_range_are_its_first_and_last_float(low, high, ends):
+    bounds = Range(low, high, ends)
+    first, last = bounds.ends
+    largest = sys.float_info.max
+    for edge in (low, high, 0.0, largest, -largest):
+        for value in (edge, math.nextafter(edge, -math.inf), math.nextafter(edge, math.inf)):
+            assert (first <= value <= last) == (value in bounds), value
+    assert not first <= math.nan <= last
+
+
+def test_an_item_that_is_no_number_is_looked_at_too():
+    class Paired(stepwell.Optimizer):
+        pair: tuple[Decay, int] = (0.5, 2)
+
+        @staticmethod
+        def update(param, grad, state, group):
+            return param - group.pair[0] * grad
+
+    group = Paired(weights()).param_groups[0]
+    for pair in ((0.5, 2.0), (0.5,), (0.5, 0.5)):
+        with pytest.raises((TypeError, ValueError), match="pair"):
+            group["pair"] = pair
+    group["pair"] = (0.25, 3)
+    assert group["pair"] == (0.25, 3)
+
+
+def test_schedules_of_torch_go_the_short_way(monkeypatch):
+    """They write into each group at every step: the long way would take longer than they do."""
+    optimizer = stepwell.AdamW(weights(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=10)
+    optimizer.step()
+    monkeypatch.setattr(Field, "_check_number", None)
+    schedule.step()
+    assert optimizer.param_groups[0]["lr"] == schedule.get_last_lr()[0] != 0.1
 
 
 @pytest.mark.parametrize("key", ["_lr", "eps1", "momentum2", "lr_scale", "max_momentum", "lr_"])
