@@ -77,6 +77,21 @@ class LayerNormLinear(nn.Module):
         self.weight = nn.Parameter(torch.ones(3, 3))
 
 
+class LowRank(nn.Module):
+    """The product of two thin matrices, in place of one."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.rank = rank
+
+    def forward(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        return left @ right
+
+    def right_inverse(self, matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        left, sizes, right = torch.linalg.svd(matrix, full_matrices=False)
+        return left[:, : self.rank] * sizes[: self.rank], right[: self.rank]
+
+
 class MoELayer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -323,6 +338,19 @@ def test_biases_norms_and_embeddings_do_not_decay():
                                      nn.Tanh()),
             {"parametrizations.pos_embed.original"},
         ),
+        (
+            parametrizations.weight_norm(nn.Conv2d(2, 3, 3)),
+            {"bias", "parametrizations.weight.original0"},
+        ),
+        (
+            parametrizations.weight_norm(nn.Linear(2, 3), dim=1),
+            {"bias", "parametrizations.weight.original0"},
+        ),
+        # a parametrization of two matrices
+        (
+            register_parametrization(nn.Linear(3, 4, bias=False), "weight", LowRank(2)),
+            set(),
+        ),
         (nn.ParameterDict({"cls_token": nn.Parameter(torch.ones(1, 1, 4))}), {"cls_token"}),
     ],
 )  # fmt: skip
@@ -330,7 +358,17 @@ def test_kinds_are_known_by_module_and_name(model, expected):
     assert exempt(model) == expected
 
 
+def test_gains_of_the_older_weight_norm_do_not_decay():
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        model = nn.utils.weight_norm(nn.Conv2d(2, 3, 3))
+    assert exempt(model) == exempt(model.named_parameters()) == {"weight_g", "bias"}
+
+
 def test_where_only_names_are_known_they_tell():
+    named = list(
+        nn.ModuleDict({"a": parametrizations.weight_norm(nn.Linear(3, 3))}).named_parameters()
+    )
+    assert exempt(named) == {"a.bias", "a.parametrizations.weight.original0"}
     matrix = nn.Parameter(torch.ones(3, 3))
     for name in ("tok_embeddings.weight", "wte.weight", "layers.0.norm.weight", "a.bias"):
         assert exempt([(name, nn.Parameter(matrix.clone()))]) == {name}
@@ -662,6 +700,16 @@ def test_the_head_is_the_last_matrix_outside_of_blocks(model, options, expected)
         n for n, p in model.named_parameters() if p.ndim == 2 and re.search(r"self_attn|linear", n)
     ]
     assert list(found) == (expected or inside)
+
+
+def test_gains_of_weight_norm_are_no_matrices():
+    model = nn.Sequential(*(parametrizations.weight_norm(nn.Linear(2, 2)) for _ in range(2)))
+    hidden, others = muon_split(model)
+    assert list(flat(hidden)) == ["0.parametrizations.weight.original1"]
+    assert list(flat(others)) == [
+        *("0.bias", "0.parametrizations.weight.original0"),
+        *("1.bias", "1.parametrizations.weight.original0", "1.parametrizations.weight.original1"),
+    ]
 
 
 def test_a_head_that_is_tied_to_an_embedding_is_the_only_one():

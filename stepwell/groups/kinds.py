@@ -17,6 +17,8 @@ INPUT = {*EMBEDDING, "token", "tokens"}
 # of modules, where only their names are known
 TABLE = {*EMBEDDING, "wte", "wpe"}
 EXPERT = re.compile("expert|moe", re.IGNORECASE)
+# of torch.nn.utils.parametrizations.weight_norm, and of the older torch.nn.utils.weight_norm
+GAIN = re.compile(r"(^|\.)(parametrizations\.\w+\.original0|weight\w*_g)$")
 # how the first FSDP marks what it has flattened
 FLATTENED = "_fsdp_flattened"
 
@@ -28,7 +30,7 @@ def words(text: str) -> list[str]:
 
 
 def is_plain_weight(named: Named) -> bool:
-    """Whether it is a matrix (or several), and no bias, norm or embedding.
+    """Whether it is a matrix (or several), and no bias, norm, gain or embedding.
 
     Raises:
         ValueError: its shape is not known
@@ -39,7 +41,9 @@ def is_plain_weight(named: Named) -> bool:
             "shard with torch.distributed.fsdp.fully_shard, which keeps shapes, or group by names"
         )
     return named.param.ndim >= 2 and not (
-        is_embedding(named) or any(_is_norm(use) or _is_bias(use) for use in named.uses)
+        is_embedding(named)
+        or _is_gain(named)
+        or any(_is_norm(use) or _is_bias(use) for use in named.uses)
     )
 
 
@@ -74,6 +78,12 @@ def is_expert(named: Named) -> bool:
 
 def _is_bias(use: Use) -> bool:
     return "bias" in words(use.attribute)
+
+
+def _is_gain(named: Named) -> bool:
+    """Whether it is what weight_norm takes out of a matrix: a vector with dimensions of size 1."""
+    is_vector = named.param.numel() == max(named.param.shape)
+    return is_vector and any(GAIN.search(use.name) for use in named.uses)
 
 
 def _is_norm(use: Use) -> bool:

@@ -52,7 +52,9 @@ class Use(NamedTuple):
 
     @property
     def _is_parametrized(self) -> bool:
-        return bool(self.modules) and isinstance(self.modules[-1], ParametrizationList)
+        if self.modules:
+            return isinstance(self.modules[-1], ParametrizationList)
+        return self.name.split(".")[-3:-2] == ["parametrizations"]
 
 
 class Named(tuple[str, Tensor]):

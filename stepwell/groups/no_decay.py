@@ -15,9 +15,10 @@ __all__ = ["no_decay"]
 def no_decay(params: Any, *, also: Patterns = (), decay: Patterns = ()) -> list[Group]:
     """Groups in which only matrices of weights decay.
 
-    Not decayed are vectors and scalars (biases, gains, the weights of norms), whatever belongs to
-    a norm or is called a bias, and embeddings, which are known by their module (`nn.Embedding`, a
-    class whose name ends in Embedding) or by their own name (`pos_embed`, `cls_token`). They get
+    Not decayed are vectors and scalars (biases, gains, the weights of norms; what `weight_norm`
+    takes out of a matrix too, which has dimensions of size 1), whatever belongs to a norm or is
+    called a bias, and embeddings, which are known by their module (`nn.Embedding`, a class whose
+    name ends in Embedding) or by their own name (`pos_embed`, `cls_token`). They get
     `weight_decay=0`; all others that of the optimizer, or of the group they come from.
 
     Every trainable parameter is in one group, under its name; frozen ones are left out.
