@@ -80,6 +80,8 @@ def _verify(args: argparse.Namespace, console: Console) -> int:
 
 def _convert(args: argparse.Namespace, console: Console) -> int:
     names = None if args.names is None else args.names.read_text().splitlines()
-    convert(args.source, args.target, names)
-    console.print(Text(f"{args.target} is written"))
+    said = convert(args.source, args.target, names)
+    console.print(
+        Text(f"{args.target} is written" + (f" ({said})" if said else "")), soft_wrap=True
+    )
     return 0

@@ -1,20 +1,24 @@
 """convert: files of torch become checkpoints, and the other way round.
 
 A file of torch is a pickle. It is read by torch's own reader of tensors and plain values
-(`weights_only=True`), which executes nothing; it is written so that this reader takes it.
+(`weights_only=True`), which executes nothing; it is written so that this reader takes it. What
+other libraries save is such a file too.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..state_dict import read
 from .contents import header_of, packed_optimizer
+from .foreign import in_layout_of_torch, stand_ins
 from .header import CheckpointError
 from .reading import File, opened
 from .saving import Writing
@@ -26,21 +30,31 @@ __all__ = ["convert", "from_torch", "to_torch"]
 
 PARTS = ("model", "averaged", "scheduler", "extra")
 SPELLINGS = {
-    "optimizer": ("optimizer", "optimizer_state_dict", "optim", "opt"),
+    # first, so that tied weights have the model's names
     "model": ("model", "model_state_dict", "state_dict"),
+    "optimizer": ("optimizer", "optimizer_state_dict", "optim", "opt"),
     "scheduler": ("scheduler", "scheduler_state_dict", "lr_scheduler"),
 }
 """Under which keys people save what, after the examples in torch's documentation."""
 
-StateDict = Mapping[str, Any]
+REPEATS, SPARE = 16, 1 << 26
+"""How often the bytes of a file may be repeated in what is made of it, and bytes beyond that."""
 
 
 def convert(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
     names: Sequence[str] | None = None,
-) -> None:
+) -> str | None:
     """Make a file of torch of a checkpoint, or a checkpoint of a file of torch.
+
+    Args:
+        source: the file that is read
+        target: the file that is written
+        names: those of the parameters, in the optimizer's order, where a file of torch has none
+
+    Returns:
+        what of another library was read, in words, or None
 
     Raises:
         CheckpointError: the source is damaged, or nothing that could be converted
@@ -51,14 +65,20 @@ def convert(
             file.check(file.header.entries)
             content = _content(file)
     except CheckpointError as refused:
-        from_torch(_torch_file(Path(source), refused), target, names)
+        found = _torch_file(Path(source), refused)
     else:
         _save_for_torch(content, Path(target))
+        return None
+    try:
+        return from_torch(found, target, names)
+    except CheckpointError as error:
+        raise CheckpointError(f"{Path(source)} {error}") from error.__cause__
 
 
 def _torch_file(path: Path, refused: CheckpointError) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(stand_ins()):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:
@@ -92,7 +112,7 @@ def _save_for_torch(content: dict[str, Any], target: Path) -> None:
 
 def from_torch(
     content: Any, target: str | os.PathLike[str], names: Sequence[str] | None = None
-) -> None:
+) -> str | None:
     """Write a checkpoint of what `torch.load` gave.
 
     Args:
@@ -100,21 +120,67 @@ def from_torch(
         target: the file
         names: those of the parameters, in the optimizer's order, unless its groups have them
 
+    Returns:
+        what of another library was read, in words, or None
+
     Raises:
-        CheckpointError: there is no optimizer in it, or names are missing
+        CheckpointError: there is no optimizer in it, names are missing, or something in it is
+            nothing that a checkpoint could hold
         OSError: the file cannot be written
     """
-    parts = _parts(content)
-    packer = Packer()
-    model = parts.pop("model", None)
-    description = {} if model is None else {"model": packer.pack(model, "model")}
-    description |= {key: packer.pack(parts[key], key) for key in parts if key != "optimizer"}
-    if "optimizer" in parts:
-        state_dict = _named(parts["optimizer"], names)
-        known = model if isinstance(model, Mapping) else {}
-        params = {n: known.get(n) for g in state_dict["param_groups"] for n in g["param_names"]}
-        description["optimizer"] = packed_optimizer(packer, state_dict, params, rule="")
-    Writing(Path(target), packer.tensors, {**header_of(), **description}, None).run()
+    with _refusing():
+        packer = Packer()
+        description, said = _description(packer, _parts(content), names)
+        _check_size(packer.tensors.values())
+        Writing(Path(target), packer.tensors, {**header_of(), **description}, None).run()
+    return said
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    try:
+        yield
+    except CheckpointError:
+        raise
+    # a file of torch may hold anything anywhere, itself included
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise CheckpointError(f"cannot be converted: {error!s:.300}") from error
+
+
+def _description(
+    packer: Packer, parts: dict[str, Any], names: Sequence[str] | None
+) -> tuple[dict[str, Any], str | None]:
+    """What the header says of these parts, and what of another library is among them."""
+    others = {part: packer.pack(parts[part], part) for part in parts if part != "optimizer"}
+    if "optimizer" not in parts:
+        return others, None
+    named = _named(parts["optimizer"], names)
+    params = _params(named, parts.get("model"))
+    state_dict, said = in_layout_of_torch(named, params)
+    return {**others, "optimizer": packed_optimizer(packer, state_dict, params, rule="")}, said
+
+
+def _params(state_dict: Mapping[str, Any], model: Any) -> dict[str, Tensor | None]:
+    """The parameters by name, as far as there is a model that has them."""
+    known = model if isinstance(model, Mapping) else {}
+    found = {name: known.get(name) for g in state_dict["param_groups"] for name in g["param_names"]}
+    return {name: p if isinstance(p, Tensor) else None for name, p in found.items()}
+
+
+def _check_size(tensors: Iterable[Tensor]) -> None:
+    """Refuse what would become much larger than the file is, by elements that repeat."""
+    listed = list(tensors)
+    memory = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in listed}
+    claimed, held = sum(t.numel() * t.element_size() for t in listed), sum(memory.values())
+    if claimed > REPEATS * held + SPARE:
+        raise CheckpointError(f"claims {claimed:,} bytes of tensors, and holds {held:,}")
 
 
 def _parts(content: Any) -> dict[str, Any]:
@@ -140,14 +206,12 @@ def _is_optimizers(content: Any) -> bool:
 
 def _named(state_dict: Any, names: Sequence[str] | None) -> dict[str, Any]:
     """The state dict with the names of all parameters."""
-    if not _is_optimizers(state_dict):
-        raise CheckpointError("holds an optimizer that is no state dict")
-    groups = [dict(group) for group in state_dict["param_groups"]]
-    count = sum(len(group["params"]) for group in groups)
+    saved = read(state_dict, "its optimizer")
+    count = sum(len(group["params"]) for group in saved.groups)
     if names is not None and len(names) != count:
         raise CheckpointError(f"has {count} parameters, and {len(names)} names are given")
     left = iter(names or ())
-    for group in groups:
+    for group in saved.groups:
         if names is not None:
             group["param_names"] = [next(left) for _ in group["params"]]
         if len(group.get("param_names", ())) != len(group["params"]):
@@ -155,4 +219,4 @@ def _named(state_dict: Any, names: Sequence[str] | None) -> dict[str, Any]:
                 "does not name its parameters: give the names, those of "
                 "model.named_parameters() in the order in which the optimizer has them"
             )
-    return {"state": state_dict["state"], "param_groups": groups}
+    return {"state": saved.state, "param_groups": saved.groups}
