@@ -10,6 +10,7 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
+import xxhash
 from torch import nn
 
 import stepwell
@@ -164,7 +165,7 @@ def test_hyperparameters_keep_their_types(path):
         {"nan": float("nan"), "-0": -0.0},
         torch.bfloat16,
         [torch.tensor(True), torch.arange(3), torch.tensor(0.1, dtype=torch.float64)],
-        [torch.tensor(float("nan")), torch.randn(2, dtype=torch.complex64)],
+        [torch.tensor(float("nan")), torch.tensor([1.5 - 2.0j, 0.25j])],
     ],
     ids=str,
 )
@@ -294,6 +295,24 @@ def test_safetensors_reads_the_tensors(path):
     assert described["optimizer"]["rule"] == "AdamW"
     assert described["optimizer"]["params"]["0.weight"] == [[4, 3], "float32"]
     assert described["torch"] == torch.__version__
+
+
+def test_digests_and_places_are_as_documented(path):
+    save(path, extra=[torch.randn(3), torch.randn(16, 50_000), torch.randn(64).double()])
+    content = path.read_bytes()
+    first = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:first])
+    metadata = header.pop("__metadata__")
+    blank = content[:first].replace(metadata["xxh3_128"].encode(), b"0" * 32)
+    assert xxhash.xxh3_128_hexdigest(blank) == metadata["xxh3_128"]
+    digests = json.loads(metadata["stepwell"])["digests"]
+    assert sorted(digests) == sorted(header) == ["extra.0", "extra.1", "extra.2"]
+    for name, entry in header.items():
+        start, stop = (first + offset for offset in entry["data_offsets"])
+        pieces = [content[i : min(i + 2**20, stop)] for i in range(start, stop, 2**20)]
+        whole = b"".join(xxhash.xxh3_128_digest(piece) for piece in pieces)
+        assert xxhash.xxh3_128_hexdigest(whole) == digests[name]
+        assert start % 64 == 0 or (stop - start) % 64, f"{name} is not aligned"
 
 
 def test_layouts_and_dtypes_are_written_in_order(path):

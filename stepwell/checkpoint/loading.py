@@ -186,9 +186,10 @@ class _Plan:
 
     def read(self) -> None:
         """Read what goes into new tensors, and compare everything else with its digests."""
-        if self._optimizer is not None:
-            self._file.fill(targets(self._optimizer[1], self._source))
-        self._file.check(name for name, _ in self._overwritten())
+        fresh = [] if self._optimizer is None else targets(self._optimizer[1], self._source)
+        # what is overwritten, last: it is read once more, and then the system still has it
+        compared = dict.fromkeys(name for name, _ in self._overwritten())
+        self._file.fill([*fresh, *compared.items()])
 
     def _overwritten(self) -> list[tuple[str, Tensor]]:
         pairs = [pair for found in self._fits for pair in found.pairs]

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from torch import Tensor
 
 from .header import PREFIX, CheckpointError, Header, check_length, parse
-from .pieces import PIECE, digest, in_parallel, jobs, memory, set_piece
+from .pieces import PIECE, digest, in_parallel, memory, runs, set_piece
 
 __all__ = ["SCHEMA", "File", "opened", "verify"]
 
@@ -63,6 +64,7 @@ class File:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        self._local = threading.local()
         num_bytes = os.fstat(fd).st_size
         length = check_length(os.pread(fd, 8 + len(PREFIX), 0), num_bytes)
         content = bytearray(length)
@@ -108,44 +110,35 @@ class File:
         self.fill([(name, made)])
         return made
 
-    def fill(self, targets: Sequence[tuple[str, Tensor]]) -> None:
-        """Read tensors into those beside them, which must have their shapes.
-
-        Raises:
-            CheckpointError: bytes are not those that were written; some are filled
-        """
-        work = [
-            (name, target, job)
-            for name, target in targets
-            for job in jobs(target, self.num_bytes(name))
-        ]
-        self._compare([name for name, _ in targets], work)
-
     def check(self, names: Iterable[str]) -> None:
         """Compare tensors with their digests.
 
         Raises:
             CheckpointError: bytes are not those that were written
         """
-        unique = list(dict.fromkeys(names))
-        work = [(name, None, job) for name in unique for job in jobs(None, self.num_bytes(name))]
-        self._compare(unique, work)
+        self.fill([(name, None) for name in names])
 
-    def _compare(self, names: Iterable[str], work: Sequence[tuple[Any, ...]]) -> None:
-        found: dict[str, list[bytes]] = {name: [] for name in names}
-        seen: set[tuple[str, int]] = set()
-        for (name, _, job), digests in zip(work, in_parallel(self._take, work), strict=True):
-            # a tensor with two targets is read twice
-            if (name, job[0][0]) not in seen:
-                found[name] += digests
-                seen.add((name, job[0][0]))
-        for name, pieces in found.items():
-            if digest(pieces) != self._digests[name]:
+    def fill(self, targets: Sequence[tuple[str, Tensor | None]]) -> None:
+        """Read tensors into those beside them, which have their shapes; None only compares digests.
+
+        Raises:
+            CheckpointError: bytes are not those that were written; some targets are filled
+        """
+        work = [
+            (i, name, target, run)
+            for i, (name, target) in enumerate(targets)
+            for run in runs(target, self.num_bytes(name))
+        ]
+        found: list[list[bytes]] = [[] for _ in targets]
+        for (i, *_), digests in zip(work, in_parallel(self._take, work), strict=True):
+            found[i] += digests
+        for (name, _), digests in zip(targets, found, strict=True):
+            if digest(digests) != self._digests[name]:
                 raise CheckpointError(f"is damaged: the bytes of {name!r} are not what was written")
 
     @torch.no_grad()
     def _take(
-        self, name: str, target: Tensor | None, pieces: Sequence[tuple[int, int]]
+        self, _: int, name: str, target: Tensor | None, pieces: Sequence[tuple[int, int]]
     ) -> list[bytes]:
         """Read pieces of a tensor; returns their digests."""
         entry = self.header.entries[name]
@@ -154,12 +147,19 @@ class File:
             direct = memory(target.detach())
         digests = []
         for start, stop in pieces:
-            view = memoryview(bytearray(stop - start)) if direct is None else direct[start:stop]
+            view = self._buffer(stop - start) if direct is None else direct[start:stop]
             self._read(view, self.header.first + entry.start + start)
-            digests.append(hashlib.sha256(view).digest())
+            digests.append(xxhash.xxh3_128_digest(view))
             if target is not None and direct is None:
                 set_piece(target, start, stop, torch.frombuffer(view, dtype=entry.dtype))
         return digests
+
+    def _buffer(self, size: int) -> memoryview:
+        """Memory of this thread, which is used again and again: new memory takes longer to get."""
+        if not hasattr(self._local, "buffer"):
+            self._local.buffer = memory(torch.empty(PIECE, dtype=torch.uint8))
+        buffer: memoryview = self._local.buffer
+        return buffer[:size]
 
     def _read(self, view: memoryview, place: int) -> None:
         while len(view):

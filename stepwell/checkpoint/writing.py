@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import secrets
 from collections.abc import Iterator, Mapping
@@ -11,10 +10,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import xxhash
 from torch import Tensor
 
-from .header import Entry, encode, plan
-from .pieces import as_stored, digest, get_piece, in_parallel, jobs
+from .header import BLANK, Entry, encode, plan
+from .pieces import as_stored, digest, get_piece, in_parallel, runs
 
 __all__ = ["UNFINISHED", "replacing", "write"]
 
@@ -39,7 +39,7 @@ def write(
     """
     stored = {name: as_stored(tensor) for name, tensor in tensors.items()}
     entries = plan(stored)
-    blank = dict.fromkeys(entries, "0" * 64)
+    blank = dict.fromkeys(entries, BLANK)
     header = encode(entries, {**description, "digests": blank})
     with replacing(path) as fd:
         digests = _write_tensors(fd, len(header), stored, entries, threads)
@@ -55,12 +55,12 @@ def _write_tensors(
 ) -> dict[str, str]:
     """Write all bytes; returns the digest of each tensor."""
     work = [
-        (fd, first, tensors[name], entry, job)
+        (fd, first, tensors[name], entry, run)
         for name, entry in entries.items()
-        for job in jobs(tensors[name], entry.stop - entry.start)
+        for run in runs(tensors[name], entry.stop - entry.start)
     ]
     found: dict[str, list[bytes]] = {name: [] for name in entries}
-    owners = (name for name, e in entries.items() for _ in jobs(tensors[name], e.stop - e.start))
+    owners = (name for name, e in entries.items() for _ in runs(tensors[name], e.stop - e.start))
     for name, digests in zip(owners, in_parallel(_write_pieces, work, threads), strict=True):
         found[name] += digests
     return {name: digest(digests) for name, digests in found.items()}
@@ -72,7 +72,7 @@ def _write_pieces(
     digests = []
     for start, stop in pieces:
         piece = get_piece(tensor, start, stop)
-        digests.append(hashlib.sha256(piece).digest())
+        digests.append(xxhash.xxh3_128_digest(piece))
         place = first + entry.start + start
         _write_at(fd, piece, place)
         if hasattr(os, "posix_fadvise"):

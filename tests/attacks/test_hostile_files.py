@@ -17,13 +17,14 @@ from itertools import islice
 
 import pytest
 import torch
+import xxhash
 from torch import nn
 
 import stepwell
 from stepwell.checkpoint import CheckpointError, latest, load, save, verify
 from stepwell.lr_scheduler import StepLR
 
-PREFIX = b'{"__metadata__":{"sha256":"'
+PREFIX = b'{"__metadata__":{"xxh3_128":"'
 
 
 class Training:
@@ -87,9 +88,9 @@ def sealed(header, body):
     start = len(PREFIX)
     assert header.startswith(PREFIX)
     length = struct.pack("<Q", len(header))
-    blank = header[:start] + b"0" * 64 + header[start + 64 :]
-    seal = hashlib.sha256(length + blank).hexdigest().encode()
-    return length + header[:start] + seal + header[start + 64 :] + body
+    blank = header[:start] + b"0" * 32 + header[start + 32 :]
+    seal = xxhash.xxh3_128_hexdigest(length + blank).encode()
+    return length + header[:start] + seal + header[start + 32 :] + body
 
 
 def assert_refused(path, content, training, match=None):
@@ -192,14 +193,14 @@ def test_random_mutations_under_a_right_seal(path, whole, training, count):
     for _ in range(count):
         changed = bytearray(header)
         for _ in range(rng.randint(1, 4)):
-            place = rng.randrange(len(PREFIX) + 64, len(changed))
+            place = rng.randrange(len(PREFIX) + 32, len(changed))
             how = rng.randrange(3)
             if how == 0:
                 changed[place] = rng.choice(words)
             elif how == 1:
                 del changed[place : place + rng.randint(1, 20)]
             else:
-                other = rng.randrange(len(PREFIX) + 64, len(changed))
+                other = rng.randrange(len(PREFIX) + 32, len(changed))
                 changed[place:place] = changed[other : other + rng.randint(1, 30)]
         path.write_bytes(sealed(bytes(changed), body))
         before = training.bits()
@@ -411,7 +412,7 @@ def test_parts_that_are_none(path, whole, training, part, value):
     ids=lambda text: repr(text[:12]),
 )
 def test_headers_that_are_no_json(path, whole, training, text):
-    header = PREFIX + b"0" * 64 + b'","stepwell":"{}"},' + text
+    header = PREFIX + b"0" * 32 + b'","stepwell":"{}"},' + text
     assert_refused(path, sealed(header, b""), training)
 
 
@@ -455,7 +456,7 @@ def test_a_pickle_in_disguise_is_not_executed(path, tmp_path, whole, training):
         bomb,
         struct.pack("<Q", len(bomb)) + bomb,
         whole[:8] + PREFIX + bomb,
-        sealed(PREFIX + b"0" * 64 + b'"}}' + bomb, body),
+        sealed(PREFIX + b"0" * 32 + b'"}}' + bomb, body),
     ):
         assert_refused(path, content, training)
     torch.save({"model": Payload(mark)}, path)
