@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import difflib
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-__all__ = ["LoadReport", "Match", "Place", "match", "nearest", "refusal", "with_nearest"]
+__all__ = [
+    "EXECUTION",
+    "LoadReport",
+    "Match",
+    "Place",
+    "match",
+    "nearest",
+    "refusal",
+    "with_nearest",
+]
 
 Group = Mapping[str, Any]
+
+EXECUTION = ("foreach", "fused", "capturable", "differentiable")
+"""How a machine runs a step: no part of what was trained."""
 
 SHOWN = 10
 
@@ -76,23 +88,27 @@ class Match:
 def match(owner: str, groups: Sequence[Group], saved: Sequence[Group], strict: bool) -> Match:
     """Match by name where both sides know all names, else by order.
 
-    By name, a parameter may have moved to another place or another group; the groups are matched
-    by the names they share, each with one saved group. By order, as torch does it, the first goes
-    to the first of the same group, and so on.
+    By name, parameters and groups may have changed places, and groups may have been split or put
+    together: a group is matched with the saved group that most of its parameters were in, and it
+    is reported if they were in several that differ. By order, as torch does it, the first goes to
+    the first of the same group, and so on.
 
     Raises:
-        ValueError: the groups differ in number, and `strict` asks that they do not
+        ValueError: without names, the groups differ in number, and `strict` asks that they do not
     """
-    if strict and len(groups) != len(saved):
-        raise ValueError(
-            "loaded state dict has a different number of parameter groups "
-            f"({owner}: {len(saved)} in the state dict, {len(groups)} in the optimizer; "
-            "strict=False loads what fits)"
-        )
     ours, theirs = _by_name(groups), _by_name(saved)
     if ours is not None and theirs is not None:
-        return _match_names((len(groups), len(saved)), ours, theirs)
+        return _match_names(groups, saved, ours, theirs)
+    if strict and len(groups) != len(saved):
+        raise ValueError(_other_number(owner, groups, saved, "; strict=False loads what fits"))
     return _match_order(groups, saved)
+
+
+def _other_number(owner: str, groups: Sequence[Group], saved: Sequence[Group], end: str) -> str:
+    return (
+        "loaded state dict has a different number of parameter groups "
+        f"({owner}: {len(saved)} in the state dict, {len(groups)} in the optimizer{end})"
+    )
 
 
 def _by_name(groups: Sequence[Group]) -> dict[str, tuple[Any, int]] | None:
@@ -110,24 +126,68 @@ def _by_name(groups: Sequence[Group]) -> dict[str, tuple[Any, int]] | None:
 
 
 def _match_names(
-    counts: tuple[int, int],
+    groups: Sequence[Group],
+    saved: Sequence[Group],
     ours: Mapping[str, tuple[Any, int]],
     theirs: Mapping[str, tuple[Any, int]],
 ) -> Match:
     missing = [name for name in ours if name not in theirs]
     unexpected = [name for name in theirs if name not in ours]
-    shared: dict[tuple[int, int], int] = defaultdict(int)
+    shared: list[Counter[int]] = [Counter() for _ in groups]
     params: dict[Any, Place] = {}
     for name, (param, index) in ours.items():
         if name in theirs:
             saved_id, saved_index = theirs[name]
             params[saved_id] = Place(param, index, name)
-            shared[index, saved_index] += 1
+            shared[index][saved_index] += 1
+    pairs = [_source(index, counts, groups, saved) for index, counts in enumerate(shared)]
     report = LoadReport(
         with_nearest(missing, unexpected, "the state dict has"),
         with_nearest(unexpected, missing, "the optimizer has"),
+        tuple(_ambiguities(shared, pairs, saved)),
     )
-    return Match(params, _pair_groups(*counts, shared), report, by_name=True)
+    return Match(params, pairs, report, by_name=True)
+
+
+def _source(
+    index: int, counts: Counter[int], groups: Sequence[Group], saved: Sequence[Group]
+) -> int | None:
+    """The saved group that shares the most names with this one, which has a count of each."""
+    if counts:
+        return max(counts, key=lambda i: (counts[i], i == index, -i))
+    is_empty = index < len(saved) and not (groups[index]["params"] or saved[index]["params"])
+    return index if is_empty else None
+
+
+def _ambiguities(
+    shared: Sequence[Counter[int]], pairs: Sequence[int | None], saved: Sequence[Group]
+) -> Iterator[str]:
+    """What the saved groups differ in that have become one, or parts of one."""
+    for index, counts in enumerate(shared):
+        sources = sorted(counts)
+        differing = list(_differences([saved[i] for i in sources]))
+        if differing:
+            yield (
+                f"group {index}: its parameters were in groups {', '.join(map(str, sources))} of "
+                f"the state dict, which differ in {', '.join(differing)} (if not strict, those of "
+                f"group {pairs[index]} are taken)"
+            )
+
+
+def _differences(groups: Sequence[Group]) -> Iterator[str]:
+    for key in dict.fromkeys(key for group in groups for key in group):
+        values = [_plain(group.get(key)) for group in groups]
+        if key not in ("params", "param_names", *EXECUTION) and values.count(values[0]) < len(
+            groups
+        ):
+            yield f"{key} ({', '.join(map(str, values))})"
+
+
+def _plain(value: Any) -> Any:
+    """What can be compared: tensors as numbers."""
+    if isinstance(value, (tuple, list)):
+        return tuple(map(_plain, value))
+    return value.tolist() if isinstance(value, Tensor) else value
 
 
 def with_nearest(names: Sequence[str], others: Sequence[str], where: str) -> tuple[str, ...]:
@@ -143,24 +203,6 @@ def nearest(name: str, others: Sequence[str], where: str) -> str:
     if not close and len(others) <= 1000:
         close = difflib.get_close_matches(name, others, n=1)
     return f"{name} ({where} {close[0]})" if close else name
-
-
-def _pair_groups(
-    count: int, saved_count: int, shared: Mapping[tuple[int, int], int]
-) -> list[int | None]:
-    """For each group the saved one that shares the most names with it, used once."""
-    pairs: dict[int, int] = {}
-    taken: set[int] = set()
-    ranked = sorted(shared, key=lambda pair: (-shared[pair], pair[0] != pair[1], pair))
-    for index, saved_index in ranked:
-        if index not in pairs and saved_index not in taken:
-            pairs[index] = saved_index
-            taken.add(saved_index)
-    if count == saved_count:
-        # what shares no name is matched in order
-        rest = [i for i in range(count) if i not in pairs]
-        pairs |= dict(zip(rest, (i for i in range(count) if i not in taken), strict=True))
-    return [pairs.get(index) for index in range(count)]
 
 
 def _match_order(groups: Sequence[Group], saved: Sequence[Group]) -> Match:
@@ -197,7 +239,9 @@ def refusal(
     """What to tell a user whose state dict does not fit."""
     sizes, saved_sizes = ([len(g["params"]) for g in side] for side in (groups, saved))
     said = f"{owner}: the loaded state dict does not fit this optimizer"
-    if sizes != saved_sizes:
+    if len(groups) != len(saved):
+        said = _other_number(owner, groups, saved, "")
+    elif sizes != saved_sizes:
         said = (
             "loaded state dict contains a parameter group that doesn't match the size of "
             f"optimizer's group ({owner})"

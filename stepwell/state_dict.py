@@ -18,7 +18,7 @@ from torch import Tensor
 from .cohort import state_shape
 from .language import Transform
 from .language.fields import SCHEDULED, Slot
-from .matching import LoadReport, Match, Place, nearest
+from .matching import EXECUTION, LoadReport, Match, Place, nearest
 
 __all__ = [
     "Layout",
@@ -32,9 +32,6 @@ __all__ = [
 ]
 
 Group = Mapping[str, Any]
-
-EXECUTION = ("foreach", "fused", "capturable", "differentiable")
-"""How a machine runs a step: no part of what was trained."""
 
 
 def pack(groups: Sequence[Group], state: Mapping[Any, Any]) -> dict[str, Any]:

@@ -311,20 +311,46 @@ def test_matched_by_name_after_reordering():
     assert shapes == [(2, 1), (2, 2), (2, 3)], "torch matches by order: this is what we mend"
 
 
-def test_a_parameter_may_move_to_another_group():
-    donor = two_groups("a b c", "d e")
+def test_a_group_whose_parameters_had_several_rates_is_refused():
+    donor = two_groups("a b c", "d e", foreach=False)
     train(donor)
+    donor.param_groups[1].update(betas=(torch.tensor(0.5), torch.tensor(0.75)), initial_lr=0.3)
     optimizer = two_groups("b a", "e c d")
-    assert optimizer.load_state_dict(donor.state_dict()) == WHOLE
+    before = snapshot(optimizer)
+    said = str(refused(lambda: optimizer.load_state_dict(donor.state_dict())))
+    assert said.splitlines()[1] == (
+        "  mismatched: group 1: its parameters were in groups 0, 1 of the state dict, which differ "
+        "in lr (0.1, 0.2), betas ((0.9, 0.999), (0.5, 0.75)), initial_lr (None, 0.3) (if not "
+        "strict, those of group 1 are taken)"
+    )
+    assert_same(snapshot(optimizer), before)
+    report = optimizer.load_state_dict(donor.state_dict(), strict=False)
+    assert (report.missing, report.unexpected) == ((), ())
+    assert len(report.mismatched) == 1
     assert_same(states_by_name(optimizer)["c"], states_by_name(donor)["c"])
     assert [g["lr"] for g in optimizer.param_groups] == [0.1, 0.2]
+    assert "initial_lr" not in optimizer.param_groups[0]
 
 
-def test_a_saved_group_goes_to_one_group():
-    donor = two_groups("a b c d", "e")
-    optimizer = two_groups("a b", "c d e")
+def test_groups_that_were_split_or_put_together_are_loaded():
+    """Each parameter goes on with the hyperparameters that it had."""
+    donor = two_groups("a b c", "d e")
+    train(donor)
+    for split in (("a", "c b", "e", "d"), ("d", "a", "e", "b c"), ("b a c", "e d")):
+        groups = [{"params": named_weights(names), "lr": 7.0} for names in split]
+        optimizer = stepwell.AdamW(groups)
+        assert optimizer.load_state_dict(donor.state_dict()) == WHOLE
+        assert [g["lr"] for g in optimizer.param_groups] == [
+            0.2 if "d" in names or "e" in names else 0.1 for names in split
+        ]
+        donors = states_by_name(donor)
+        assert_same(states_by_name(optimizer), {n: donors[n] for n in "".join(split) if n != " "})
+    # numbers that are equal, however they are written; how a machine runs a step does not count
+    donor.param_groups[0].update(lr=0.2, weight_decay=0, foreach=True)
+    donor.param_groups[1].update(lr=torch.tensor(0.2, dtype=torch.float64), weight_decay=0.0)
+    optimizer = stepwell.AdamW(named_weights("e d c b a"))
     assert optimizer.load_state_dict(donor.state_dict()) == WHOLE
-    assert [g["lr"] for g in optimizer.param_groups] == [0.1, 0.2]
+    assert optimizer.param_groups[0]["lr"] == 0.2
 
 
 def test_a_group_without_names_to_share_is_matched_by_order():
@@ -412,6 +438,7 @@ def test_groups_may_differ_in_number_when_not_strict():
     error = refused(lambda: optimizer.load_state_dict(donor.state_dict()))
     assert str(error).startswith("loaded state dict has a different number of parameter groups (")
     assert_same(snapshot(optimizer), before)
+    assert "missing: e" in str(error)
     report = optimizer.load_state_dict(donor.state_dict(), strict=False)
     assert [g["lr"] for g in optimizer.param_groups] == [0.2, 1.0, 0.1]
     assert [entry[0] for entry in report.missing] == ["e"]
