@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,15 @@ __all__ = ["Packer", "dtype_named", "unpack"]
 Source = Callable[[str, bool], Tensor]
 """Gives the tensor of a name; a complex one is two numbers per element in the file."""
 
-PLAIN = (bool, int, str, type(None))
+PLAIN = (bool, str, type(None))
+
+DTYPES = {str(d).removeprefix("torch."): d for d in vars(torch).values() if type(d) is torch.dtype}
+
+DEEPEST = 100
+"""Containers inside of each other; Python's own stack ends at some 300 of them when they load."""
+
+WIDEST = 14_000
+"""Bits of a whole number; Python reads no longer ones from text."""
 
 
 class Packer:
@@ -34,32 +43,53 @@ class Packer:
     def __init__(self) -> None:
         self.tensors: dict[str, Tensor] = {}
         self._known: dict[Any, str] = {}
+        self._met: Counter[str] = Counter()
+        self._around: set[int] = set()
 
     def pack(self, value: Any, name: str) -> Any:
         """The value in JSON; tensors in it are named after its place.
 
         Raises:
             TypeError: a checkpoint cannot hold such a value without running code to load it
+            ValueError: it contains itself, or is too deep or too large
         """
         if type(value) in PLAIN:
             return value
+        if type(value) is int:
+            return _integer(value, name)
         if isinstance(value, (float, np.generic)):
             return _number(value, name)
         if isinstance(value, Tensor):
             return self._tensor(value, name)
         if isinstance(value, torch.dtype):
             return {"dtype": str(value).removeprefix("torch.")}
-        if isinstance(value, Mapping):
-            kind = "counter" if isinstance(value, Counter) else "dict"
-            pairs = [(key, value[key]) for key in value]
-            return {kind: [self._pair(key, item, name) for key, item in pairs]}
-        if isinstance(value, (list, tuple)):
-            items = [self.pack(item, f"{name}.{i}") for i, item in enumerate(value)]
-            return items if isinstance(value, list) else {"tuple": items}
+        if isinstance(value, (Mapping, list, tuple)):
+            with self._inside(value, name):
+                return self._container(value, name)
         raise TypeError(
             f"{name} is a {type(value).__name__}, which a checkpoint cannot hold: numbers, texts, "
             "None, tensors, and lists, tuples and dicts of them"
         )
+
+    @contextmanager
+    def _inside(self, value: Any, name: str) -> Iterator[None]:
+        if id(value) in self._around:
+            raise ValueError(f"{name:.200} is a {type(value).__name__} that contains itself")
+        if len(self._around) == DEEPEST:
+            raise ValueError(f"{name:.200} lies in {DEEPEST} containers, the most that can be read")
+        self._around.add(id(value))
+        try:
+            yield
+        finally:
+            self._around.remove(id(value))
+
+    def _container(self, value: Any, name: str) -> Any:
+        if isinstance(value, Mapping):
+            kind = "counter" if isinstance(value, Counter) else "dict"
+            pairs = [(key, value[key]) for key in value]
+            return {kind: [self._pair(key, item, name) for key, item in pairs]}
+        items = [self.pack(item, f"{name}.{i}") for i, item in enumerate(value)]
+        return items if isinstance(value, list) else {"tuple": items}
 
     def _pair(self, key: Any, item: Any, name: str) -> list[Any]:
         return [self.pack(key, f"{name} (a key)"), self.pack(item, f"{name}.{key}")]
@@ -75,15 +105,26 @@ class Packer:
 
     def _store(self, tensor: Tensor, name: str) -> str:
         """Take in a tensor; returns the name under which the file has it."""
-        place = tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+        memory = tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+        # a conjugate, and its imaginary part, are other numbers in the same memory
+        place = *memory, tensor.is_conj(), tensor.is_neg()
         if tensor.numel() and place in self._known:
             return self._known[place]
-        unique, number = name, 2
+        unique = name
         while unique in self.tensors:
-            unique, number = f"{name} ({number})", number + 1
+            self._met[name] += 1
+            unique = f"{name} ({self._met[name] + 1})"
         self.tensors[unique] = tensor.detach()
         self._known[place] = unique
         return unique
+
+
+def _integer(value: int, name: str) -> int:
+    if value.bit_length() > WIDEST:
+        raise ValueError(
+            f"{name} is a number of {value.bit_length():,} bits, a checkpoint holds {WIDEST:,}"
+        )
+    return value
 
 
 def _number(value: Any, name: str) -> Any:
@@ -113,7 +154,7 @@ def unpack(packed: Any, tensor: Source) -> Any:
     Raises:
         CheckpointError: nothing that was packed looks like this
     """
-    if type(packed) in (*PLAIN, float):
+    if type(packed) in (*PLAIN, int, float):
         return packed
     if isinstance(packed, list):
         return [unpack(item, tensor) for item in packed]
@@ -132,14 +173,16 @@ def dtype_named(name: Any) -> torch.dtype:
     Raises:
         CheckpointError: there is none
     """
-    dtype = getattr(torch, name, None) if isinstance(name, str) else None
-    if not isinstance(dtype, torch.dtype):
+    if not isinstance(name, str) or name not in DTYPES:
         raise CheckpointError(f"is damaged: {name!r:.40} is no dtype")
-    return dtype
+    return DTYPES[name]
 
 
 def _pairs(content: Any, tensor: Source) -> dict[Any, Any]:
-    return {unpack(key, tensor): unpack(item, tensor) for key, item in content}
+    found = {unpack(key, tensor): unpack(item, tensor) for key, item in content}
+    if len(found) != len(content):
+        raise ValueError("a key stands twice")
+    return found
 
 
 def _float(content: Any, _: Any) -> float:
@@ -148,7 +191,9 @@ def _float(content: Any, _: Any) -> float:
 
 def _scalar(content: Any, _: Any) -> Tensor:
     number, name = content
-    return torch.tensor(number, dtype=dtype_named(name))
+    if type(number) not in (bool, int, float):
+        raise TypeError("no number")
+    return torch.tensor(number, dtype=dtype_named(name), device="cpu")
 
 
 _KINDS: dict[str, Callable[[Any, Any], Any]] = {
