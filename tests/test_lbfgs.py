@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.lbfgs import DESCENTS, descents_table, saved
+from stepwell.groups import freeze, unfreeze
 from stepwell.optimizers.lbfgs import LBFGS
 from stepwell.quasi_newton.history import History
 from stepwell.quasi_newton.line_search import ARMIJO, CURVATURE, TRIALS, strong_wolfe
@@ -622,6 +623,43 @@ def test_a_parameter_that_is_listed_twice_moves_once() -> None:
         optimizer.step(closure_of(optimizer, loss))
         runs.append(params[0].detach())
     assert torch.equal(*runs)
+
+
+@each_search
+def test_frozen_parameters_rest_and_the_others_go_on_as_if_they_were_alone(
+    search: dict[str, Any],
+) -> None:
+    """Before, while and after some are frozen: each time as torch's, made for those that learn."""
+    options = {"lr": 1.0 if search else 0.05, "max_iter": 5, "history_size": 10, **search}
+    params, loss = quadratic(condition=10.0)
+    ours = LBFGS(params, **options)
+    for learning in (params, params[:1], params, params[1:]):
+        freeze(params)
+        unfreeze(learning)
+        start = [param.detach().clone() for param in params]
+        trained(torch.optim.LBFGS, (learning, loss), 2, **options)
+        expected = values(ours)
+        with torch.no_grad():
+            torch._foreach_copy_(params, start)
+        closure = closure_of(ours, loss)
+        for _ in range(2):
+            ours.step(closure)
+        for param, was, found in zip(params, start, expected, strict=True):
+            assert torch.equal(param, was) != param.requires_grad
+            torch.testing.assert_close(param.detach(), found, **CLOSE)
+
+
+def test_frozen_parameters_rest_where_a_history_is_loaded_in_which_they_moved() -> None:
+    params, loss = quadratic(condition=10.0)
+    saved = trained(LBFGS, (params, loss), 2, max_iter=5, **WOLFE).state_dict()
+    freeze(params[1:])
+    start = [param.detach().clone() for param in params]
+    resumed = LBFGS(params)
+    resumed.load_state_dict(saved)
+    before = loss().item()
+    resumed.step(closure_of(resumed, loss))
+    assert torch.equal(params[1], start[1])
+    assert loss().item() < before
 
 
 def test_parameters_that_others_change_between_steps() -> None:

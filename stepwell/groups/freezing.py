@@ -15,8 +15,8 @@ def freeze(params: Any, patterns: Patterns | None = None) -> list[str]:
 
     An optimizer that has them keeps their state as it is: without a gradient there is no step, no
     weight decay, no momentum, and no count of steps. A gradient that is there is dropped. Build the
-    groups and the optimizer first, since builders leave out what is frozen already. `LBFGS`, which
-    moves all parameters along one direction, has to be made anew.
+    groups and the optimizer first, since builders leave out what is frozen already. `LBFGS`, whose
+    history is of all parameters together, begins it anew.
 
         frozen = freeze(model, "backbone.*")
         ...

@@ -73,6 +73,7 @@ class LBFGS(Optimizer):
     line_search_fn: StrongWolfe | None = None
 
     _history: History | None = None
+    _resting: tuple[int, ...] | None = None
     _warned = False
 
     @staticmethod
@@ -143,7 +144,10 @@ class LBFGS(Optimizer):
         tolerance, max_eval = group["tolerance_change"], _max_eval(group)
         try:
             for left in reversed(range(group["max_iter"])):
-                start, t = _set_out(history, group, state, point)
+                anew = self._resting not in (None, objective.resting)
+                self._resting = objective.resting
+                start, t = _set_out(history, group, state, point, anew)
+                objective.leave_resting(state["d"])
                 if start.slope >= -tolerance or t == 0:
                     return
                 line = Line(objective, state["d"], start, tolerance)
@@ -259,12 +263,15 @@ def _finite(what: str, number: float) -> float:
 
 
 def _set_out(
-    history: History, group: Mapping[str, Any], state: dict[str, Any], point: Point
+    history: History, group: Mapping[str, Any], state: dict[str, Any], point: Point, anew: bool
 ) -> tuple[Point, float]:
-    """The start of the next search and its first `t`; its direction is put into the state."""
+    """The start of the next search and its first `t`; its direction is put into the state.
+
+    It begins `anew` where the history is of other parameters: some were frozen, or are no more.
+    """
     grad, t = point.grad, float(group["lr"])
     state["n_iter"] += 1
-    if state["n_iter"] == 1:
+    if anew or state["n_iter"] == 1:
         history.clear()
         state["H_diag"] = 1.0
         t *= _cautious(grad)

@@ -20,17 +20,30 @@ class Objective:
 
     Attributes:
         evaluations: how often the closure has been called and returned
+        resting: the indices of frozen parameters, which got no gradient at the latest evaluation
     """
+
+    resting: tuple[int, ...] = ()
 
     def __init__(self, params: Sequence[Tensor], closure: Callable[[], Any]) -> None:
         self._params = params
         self._reals = [reals(param) for param in params]
         self._closure = closure
         self._from, self._to = empty_vector(params), empty_vector(params)
-        ends = list(accumulate(real.numel() for real in self._reals))
-        pieces = torch.tensor_split(self._to, ends[:-1])
-        self._pieces = [x.view(real.shape) for x, real in zip(pieces, self._reals, strict=True)]
+        self._ends = list(accumulate(real.numel() for real in self._reals))
+        pairs = zip(self._split(self._to), self._reals, strict=True)
+        self._pieces = [x.view(real.shape) for x, real in pairs]
         self.evaluations = 0
+
+    def _split(self, vector: Tensor) -> Sequence[Tensor]:
+        """The parts of a vector that belong to each parameter."""
+        return torch.tensor_split(vector, self._ends[:-1])
+
+    def leave_resting(self, direction: Tensor) -> None:
+        """Let a direction lead nowhere for parameters that rest."""
+        if self.resting:
+            pieces = self._split(direction)
+            torch._foreach_zero_([pieces[index] for index in self.resting])
 
     def depart(self) -> None:
         """Moves start from where the parameters are now."""
@@ -54,6 +67,8 @@ class Objective:
             raise TypeError("the closure must return the loss, got None")
         # what float() says of a tensor with a history is a warning
         loss = returned.item() if isinstance(returned, Tensor) else float(returned)
+        params = enumerate(self._params)
+        self.resting = tuple(i for i, p in params if p.grad is None and not p.requires_grad)
         grad = torch.cat([flat_grad(param) for param in self._params])
         return returned, loss, grad.to(self._to.dtype)
 
