@@ -57,7 +57,6 @@ def test_values_that_no_file_can_hold_are_named(path):
 
 
 def test_names_that_collide_are_numbered(path):
-    nan = float
-    tensors = {nan("nan"): torch.full((2,), float(i)) for i in range(4)}
+    tensors = {float("nan"): torch.full((2,), float(i)) for i in range(4)}
     save(path, extra=tensors)
     assert [t.tolist() for t in load(path).extra.values()] == [[i, i] for i in range(4)]

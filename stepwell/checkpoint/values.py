@@ -186,7 +186,10 @@ def _pairs(content: Any, tensor: Source) -> dict[Any, Any]:
 
 
 def _float(content: Any, _: Any) -> float:
-    return {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}[content]
+    if content not in ("inf", "-inf", "nan"):
+        raise ValueError("no number")
+    # each a NaN of its own, as they are keys of their own
+    return float(content)
 
 
 def _scalar(content: Any, _: Any) -> Tensor:
