@@ -15,7 +15,16 @@ from torch import nn
 
 import stepwell
 from stepwell.checkpoint import CheckpointError, load, save
-from stepwell.lr_scheduler import LambdaLR, MultiStepLR, StepLR
+from stepwell.lr_scheduler import (
+    CyclicLR,
+    ExponentialLR,
+    LambdaLR,
+    LinearLR,
+    MultiStepLR,
+    ReduceLROnPlateau,
+    SequentialLR,
+    StepLR,
+)
 
 from .cases import PLAIN, numbers
 from .compare import assert_same_bits, assert_same_training, snapshot
@@ -375,6 +384,87 @@ def test_parameters_and_groups_may_change_places(path):
     for param in params.values():
         for slot, value in optimizer.state[param].items():
             assert_same_bits(other.state[param][slot], value, slot)
+
+
+SCHEDULES = {
+    "StepLR": lambda optimizer: StepLR(optimizer, 2),
+    "ReduceLROnPlateau": lambda optimizer: ReduceLROnPlateau(optimizer, patience=0),
+    "CyclicLR": lambda optimizer: CyclicLR(optimizer, 0.01, 1.0, step_size_up=3),
+    "SequentialLR": lambda optimizer: SequentialLR(
+        optimizer, [LinearLR(optimizer, total_iters=2), ExponentialLR(optimizer, 0.5)], [2]
+    ),
+    "torch's": lambda optimizer: torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5),
+}
+
+
+@pytest.mark.parametrize("split", ["c|ab", "b|c|a", "a|cb"])
+@pytest.mark.parametrize("make", SCHEDULES.values(), ids=SCHEDULES)
+def test_schedules_follow_groups_that_were_rearranged(path, split, make):
+    """Each parameter goes on at the rates that it would have had."""
+    params = {name: nn.Parameter(torch.ones(2)) for name in "abc"}
+    rates = {"a": 0.5, "b": 0.5 if "cb" not in split else 0.25, "c": 0.25}
+
+    def made(split):
+        groups = [
+            {"params": [(n, params[n]) for n in names], "lr": rates[names[0]]}
+            for names in split.split("|")
+        ]
+        optimizer = stepwell.SGD(groups, momentum=0.5)
+        return optimizer, make(optimizer)
+
+    def rates_of(optimizer):
+        return {
+            name: group["lr"] for group in optimizer.param_groups for name in group["param_names"]
+        }
+
+    def go_on(optimizer, scheduler, steps):
+        for _ in range(steps):
+            optimizer.step()
+            is_plateau = "ReduceLROnPlateau" in type(scheduler).__name__
+            scheduler.step(*[1.0] * is_plateau)
+
+    for param in params.values():
+        param.grad = torch.ones(2)
+    optimizer, scheduler = made("a|bc" if "cb" in split else "ab|c")
+    go_on(optimizer, scheduler, 1)
+    save(path, optimizer=optimizer, scheduler=scheduler)
+    other, resumed = made(split)
+    load(path, optimizer=other, scheduler=resumed)
+    assert resumed.get_last_lr() == [group["lr"] for group in other.param_groups]
+    for _ in range(4):
+        assert rates_of(other) == rates_of(optimizer)
+        go_on(optimizer, scheduler, 1)
+        go_on(other, resumed, 1)
+    assert rates_of(other) == rates_of(optimizer)
+
+
+def test_groups_may_be_split_and_put_together(path):
+    model = small_model()
+    optimizer = stepwell.AdamW(model.parameters(), lr=0.5, weight_decay=0.25)
+    train(model, optimizer)
+    save(path, model=model, optimizer=optimizer)
+    other = small_model(1)
+    target = stepwell.AdamW(stepwell.groups.no_decay(other))
+    assert load(path, model=other, optimizer=target).report.is_empty
+    assert [g["name"] for g in target.param_groups] == ["decay", "no decay"]
+    assert [(g["lr"], g["weight_decay"]) for g in target.param_groups] == [(0.5, 0.25)] * 2
+    for one, two in zip(model.parameters(), other.parameters(), strict=True):
+        assert_same_bits(target.state[two]["exp_avg"], optimizer.state[one]["exp_avg"], "exp_avg")
+    # back again: what is put together is one, for nothing in it differs but the names of groups
+    for group in target.param_groups:
+        del group["name"]
+    save(path, model=other, optimizer=target)
+    load(path, model=model, optimizer=optimizer)
+    # and now something does
+    target.param_groups[1]["weight_decay"] = 0.0
+    save(path, model=other, optimizer=target)
+    before = everything(model, optimizer)
+    with pytest.raises(
+        CheckpointError,
+        match=r"group 0: its parameters were in groups 0, 1 .*differ in weight_decay \(0.25, 0.0\)",
+    ):
+        load(path, model=model, optimizer=optimizer)
+    assert_same(everything(model, optimizer), before)
 
 
 def test_a_report_lists_everything_and_changes_nothing(path):

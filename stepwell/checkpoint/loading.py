@@ -21,6 +21,7 @@ from .header import CheckpointError
 from .modules import Fit, fit
 from .randomness import check_random_state, set_random_state
 from .reading import File, opened
+from .schedules import regrouped
 from .states import (
     Rename,
     Source,
@@ -174,6 +175,9 @@ class _Plan:
 
     def _take_scheduler(self, scheduler: Any) -> None:
         state = self.whole("scheduler")
+        if self._optimizer is not None:
+            sources = self._optimizer[1].matched.groups
+            state = regrouped(state, scheduler.state_dict(), sources)
         try:
             # what it refuses, it refuses of a copy
             stage = Stage(scheduler.optimizer)
