@@ -163,6 +163,13 @@ CASES = (
         chains=False,
         last=1499,
     ),
+    # torch leaves the last phase out then
+    Case(
+        "OneCycleLR",
+        {"max_lr": 0.4, "total_steps": 1100, "pct_start": 0.7, "three_phase": True},
+        chains=False,
+        last=1099,
+    ),
     Case("SWALR", {"swa_lr": 0.05}),
     Case("SWALR", {"swa_lr": [0.05, 0.1, 9.0], "anneal_epochs": 700, "anneal_strategy": "linear"}),
     Case("SWALR", {"swa_lr": 0.05, "anneal_epochs": 0}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from functools import partial
 import pickle
 import re
 from pathlib import Path
@@ -124,6 +125,19 @@ def test_ends_are_exact_and_kept(curve):
     assert math.isfinite(curve(10**400 if curve.steps else 10**300))
 
 
+@pytest.mark.parametrize("shape", ["cos", "linear"])
+@pytest.mark.parametrize("steps", [1, 2, 3, 10, 101])
+def test_one_cycle_ends_where_it_says_or_is_refused(steps, shape):
+    for share in range(101):
+        make = partial(one_cycle, steps, rise=share / 100, shape=shape, three_phase=True)
+        # the way up and back ends at step 2 rise steps - 2
+        if 2 * share * steps < 100 * (steps + 1):
+            assert make()(steps - 1) == make()(steps) == make().end
+        else:
+            with pytest.raises(ValueError, match="Invalid rise value"):
+                make()
+
+
 @pytest.mark.parametrize("value", [-1, -1e-300, math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("curve", [*CURVES, warmup(3) >> cosine(4), cosine(4) * 2], ids=repr)
 def test_steps_that_are_none_are_refused(curve, value):
@@ -195,6 +209,11 @@ def test_growth_without_bounds_is_infinite_and_no_crash():
         (lambda: multi_step(3), TypeError, "milestones"),
         (lambda: cyclic(3, mode="square"), ValueError, "mode"),
         (lambda: one_cycle(5, rise=1.5), ValueError, "rise"),
+        (
+            lambda: one_cycle(100, rise=0.505, three_phase=True),
+            ValueError,
+            r"Invalid rise value: 0.505 \(one_cycle: .* of 100 steps in all, .* in \[0, 0.505\)",
+        ),
         (lambda: cosine(5) * -1, ValueError, "factor"),
         (lambda: cosine(5) * "2", TypeError, "multiply"),
         (lambda: cosine(5) >> 3, TypeError, "unsupported operand"),

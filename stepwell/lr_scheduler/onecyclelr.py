@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from ..language.fields import Field, Range
 from .curvelr import along
-from .curves.one_cycle import SHAPES, one_cycle, phase
+from .curves.one_cycle import SHAPES, ends, phase
 from .hyperparameters import Number, read, write
 from .momentum import MomentumCycle, join
 from .scheduler import per_group, require_optimizer, require_positive_integer, require_shape
@@ -164,12 +164,11 @@ def _check_form(pct_start: Any, anneal_strategy: Any, owner: str) -> None:
 
 def _phases(total_steps: int, pct_start: float, three_phase: bool) -> list[dict[str, Any]]:
     """The phases as torch keeps them, and saves them."""
-    curve = one_cycle(total_steps, rise=pct_start, three_phase=three_phase)
     ways: Sequence[tuple[str, ...]] = WAYS if three_phase else (WAYS[0], LAST_OF_TWO)
     names = ("start_lr", "end_lr", "start_momentum", "end_momentum")
     return [
         {"end_step": end, **dict(zip(names, way, strict=True))}
-        for end, way in zip(curve.ends(), ways, strict=True)
+        for end, way in zip(ends(total_steps, pct_start, three_phase), ways, strict=True)
     ]
 
 

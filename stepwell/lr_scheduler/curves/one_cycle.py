@@ -30,7 +30,8 @@ class one_cycle(Curve):  # noqa: N801
         steps: how many steps all phases take
         start: the value at step 0
         end: the value at step `steps - 1`, and ever after
-        rise: the share of the steps that the way up takes
+        rise: the share of the steps that the way up takes; with three phases, the way back takes
+            as many, and has to end before step `steps - 1`
         shape: the form of the lines
         three_phase: go down to `start` first, and to `end` then
 
@@ -55,17 +56,28 @@ class one_cycle(Curve):  # noqa: N801
         Field("three_phase", False, "flag"),
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        *_, back, last = ends(self.steps, self.rise, self.three_phase)
+        if self.three_phase and back >= last:
+            raise ValueError(
+                f"Invalid rise value: {self.rise} (one_cycle: with three phases of {self.steps:g} "
+                f"steps in all, rise must be in [0, {(self.steps + 1) / (2 * self.steps):g}), so "
+                "that the last one comes after the way up and the way back)"
+            )
+
     def at(self, step: float) -> float:
         """The value at a step that lies in [0, steps]."""
-        index, over = phase(self.ends(), step)
+        index, over = phase(ends(self.steps, self.rise, self.three_phase), step)
         corners = (self.start, 1.0, self.start, self.end)
         ways = list(pairwise(corners)) if self.three_phase else [corners[:2], (1.0, self.end)]
         return blend(*ways[index], SHAPES[self.shape](over))
 
-    def ends(self) -> list[float]:
-        """The step at which each phase ends."""
-        back = [2.0 * self.rise * self.steps - 2.0] if self.three_phase else []
-        return [self.rise * self.steps - 1.0, *back, self.steps - 1.0]
+
+def ends(steps: float, rise: float, three_phase: bool) -> list[float]:
+    """The step at which each phase ends."""
+    back = [2.0 * rise * steps - 2.0] if three_phase else []
+    return [rise * steps - 1.0, *back, steps - 1.0]
 
 
 SHAPES: dict[str, Callable[[float], float]] = {
