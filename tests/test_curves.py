@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from functools import partial
 import pickle
 import re
+from functools import partial
 from pathlib import Path
 
 import mpmath
