@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -54,6 +54,11 @@ class Source:
         self._names[id(tensor)] = tensor, name
         return tensor
 
+    @property
+    def whole(self) -> Source:
+        """All tensors of the file, also large ones."""
+        return Source(self._file, whole=True)
+
     def name_of(self, value: Any) -> str | None:
         """The name of the tensor that this one stands for, or None."""
         found = self._names.get(id(value))
@@ -98,7 +103,7 @@ def state_dict_of(file: File) -> dict[str, Any]:
 
 def state_dict_with(packed: Mapping[str, Any], source: Source, rename: Rename) -> dict[str, Any]:
     """What the optimizer's `state_dict()` returned, with new names."""
-    groups = [unpack(group, source) for group in packed["groups"]]
+    groups = [unpack(group, source.whole) for group in packed["groups"]]
     if not all(isinstance(g, dict) and isinstance(g.get("params"), list) for g in groups):
         raise CheckpointError("is damaged: a group lacks its params")
     names = [name for group in groups for name in group["params"]]
@@ -112,7 +117,7 @@ def state_dict_with(packed: Mapping[str, Any], source: Source, rename: Rename) -
     for group in groups:
         numbers = [ids[name] for name in group["params"]]
         group.update(params=numbers, param_names=[new[number] for number in numbers])
-    others = unpack(packed.get("others", {"dict": []}), source)
+    others = unpack(packed.get("others", {"dict": []}), source.whole)
     state = {ids[name]: unpack(entry, source) for name, entry in packed["state"].items()}
     return {"state": {**others, **state}, "param_groups": groups}
 
@@ -154,12 +159,24 @@ def targets(loading: Loading, source: Source) -> list[tuple[str, Tensor]]:
     """The tensors that are to be read, and the new ones that they belong into."""
     found = []
     for key, place in loading.matched.params.items():
-        fresh = loading.state.get(place.param, {})
-        for slot, value in loading.saved.state.get(key, {}).items():
+        saved, fresh = loading.saved.state.get(key, {}), loading.state.get(place.param, {})
+        for value, new in _pairs(saved, fresh):
             name = source.name_of(value)
-            if name is not None and slot in fresh:
-                found.append((name, as_real(fresh[slot])))
+            if name is not None:
+                found.append((name, as_real(new)))
     return found
+
+
+def _pairs(saved: Any, fresh: Any) -> Iterator[tuple[Any, Any]]:
+    """What stands in the same place in both, inside of dicts and lists: LBFGS keeps lists."""
+    if isinstance(saved, Mapping) and isinstance(fresh, Mapping):
+        for key in saved.keys() & fresh.keys():
+            yield from _pairs(saved[key], fresh[key])
+    elif isinstance(saved, (list, tuple)) and isinstance(fresh, (list, tuple)):
+        for one, other in zip(saved, fresh, strict=True):
+            yield from _pairs(one, other)
+    else:
+        yield saved, fresh
 
 
 def as_real(tensor: Tensor) -> Tensor:
