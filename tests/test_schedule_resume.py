@@ -156,3 +156,26 @@ def test_arguments_that_were_loaded_win(name, saved, other, order):
         whole.step()
         resumed.step()
         assert values(resumed) == values(whole)
+
+
+def torchs(held: Any) -> dict[str, Any]:
+    """Two schedules of torch's, for one of ours that drives them."""
+    theirs = torch.optim.lr_scheduler
+    parts = [theirs.ConstantLR(held, 0.5, total_iters=4), theirs.ExponentialLR(held, 0.9)]
+    return {"schedulers": parts}
+
+
+@pytest.mark.parametrize("library", [torch.optim, stepwell])
+@pytest.mark.parametrize("order", [order for order in ORDERS if STATE in order], ids=" ".join)
+@pytest.mark.parametrize("stop", [2, 5])
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("SequentialLR", parts=lambda _, held: {**torchs(held), "milestones": [3]}),
+        Case("ChainedScheduler", parts=lambda _, held: torchs(held)),
+    ],
+    ids=lambda case: case.name,
+)
+def test_what_was_loaded_wins_over_what_torchs_constructors_write(case, stop, order, library):
+    """They write before any schedule of ours can look."""
+    check(case, stop, order, library, by_hand=False)

@@ -72,7 +72,9 @@ def watch(optimizer: Optimizer) -> None:
     if optimizer in WATCHES or not hasattr(optimizer, "_optimizer_step_post_hooks"):
         return
     moved = [g for g in optimizer.param_groups if "initial_lr" in g and g["lr"] != g["initial_lr"]]
-    made = WATCHES[optimizer] = Watch(_copy_groups(optimizer) if moved else None)
+    # torch's own schedules have written into the groups, if they were here before
+    is_as_loaded = moved and not hasattr(optimizer.step, "_wrapped_by_lr_sched")
+    made = WATCHES[optimizer] = Watch(_copy_groups(optimizer) if is_as_loaded else None)
     # plain functions: a method as hook would keep the schedule alive with the optimizer
     made.handle = optimizer.register_step_post_hook(_mark_stepped)
     if not getattr(optimizer, "_step_supports_amp_scaling", False):
