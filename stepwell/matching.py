@@ -18,6 +18,7 @@ __all__ = [
     "match",
     "nearest",
     "refusal",
+    "shown",
     "with_nearest",
 ]
 
@@ -53,11 +54,12 @@ class LoadReport(NamedTuple):
         return "".join(
             f"\n  {kind}: {entry}"
             for kind, entries in zip(self._fields, self, strict=True)
-            for entry in _shown(entries)
+            for entry in shown(entries)
         )
 
 
-def _shown(entries: Sequence[str]) -> list[str]:
+def shown(entries: Sequence[str]) -> list[str]:
+    """As many of them as a user reads."""
     rest = len(entries) - SHOWN
     return [*entries[:SHOWN], f"... and {rest} more"] if rest > 0 else list(entries)
 

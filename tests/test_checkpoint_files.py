@@ -7,6 +7,7 @@ import os
 import resource
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,9 @@ import torch
 
 import stepwell
 from stepwell.checkpoint import CheckpointError, latest, load, save, verify
+from stepwell.lr_scheduler import StepLR
+
+from .compare import assert_same_training, snapshot
 
 ROOT = Path(__file__).parents[1]
 
@@ -156,6 +160,101 @@ def test_a_file_cut_while_it_is_read(path, monkeypatch):
         load(path)
 
 
+@pytest.fixture
+def half_way(path, monkeypatch):
+    """A file, a training that is another, and what makes a disk fail at the second reading."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    # without it small ones are read beforehand, once
+    monkeypatch.setattr("stepwell.checkpoint.states.SMALL", 0)
+
+    def made(seed):
+        torch.manual_seed(seed)
+        model = torch.nn.Sequential(*(torch.nn.Linear(9, 9, bias=False) for _ in range(3)))
+        optimizer = stepwell.AdamW(model.parameters(), lr=0.1 + seed)
+        model(torch.ones(2, 9)).sum().backward()
+        optimizer.step()
+        return {"model": model, "optimizer": optimizer, "scheduler": StepLR(optimizer, 1 + seed)}
+
+    save(path, **made(0))
+    real, reads = os.preadv, Counter()
+
+    def fail(outcome):
+        def reading(fd, views, place):
+            reads[place] += 1
+            # the second tensor of the model, of those that are read once more
+            again = [p for p, count in reads.items() if count == 2]
+            if reads[place] == 2 and again.index(place) == 1:
+                outcome()
+            return real(fd, views, place)
+
+        monkeypatch.setattr(os, "preadv", reading)
+
+    return made(0), made(1), fail
+
+
+def bits(model):
+    return [param.detach().clone() for param in model.parameters()]
+
+
+def rest_of(training):
+    """All but the model."""
+    optimizer = training["optimizer"]
+    groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+    state = {k: v for k, v in snapshot(optimizer).items() if k.kind != "param"}
+    return state, groups, training["scheduler"].state_dict()
+
+
+def assert_same_rest(found, expected):
+    assert_same_training(found[0], expected[0], "the optimizer")
+    assert found[1:] == expected[1:]
+
+
+def test_a_disk_that_fails_while_the_model_is_overwritten(path, half_way):
+    saved, training, fail = half_way
+    before, rest = bits(training["model"]), rest_of(training)
+
+    def outcome():
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    fail(outcome)
+    with pytest.raises(CheckpointError) as caught:
+        load(path, **training)
+    assert str(caught.value).splitlines() == [
+        f"{path} was whole, and could not be read once more: [Errno 5] Input/output error",
+        "  The model is half loaded. These are overwritten, wholly or in part; everything else is "
+        "what it was:",
+        "  model.0.weight",
+        "  model.1.weight",
+    ]
+    assert isinstance(caught.value.__cause__, OSError)
+    after = bits(training["model"])
+    assert torch.equal(after[0], bits(saved["model"])[0])
+    assert torch.equal(after[2], before[2])
+    assert_same_rest(rest_of(training), rest)
+
+
+def test_an_interrupt_while_the_model_is_overwritten(path, half_way):
+    _, training, fail = half_way
+    rest = rest_of(training)
+
+    def outcome():
+        raise KeyboardInterrupt
+
+    fail(outcome)
+    with pytest.raises(KeyboardInterrupt):
+        load(path, **training)
+    assert_same_rest(rest_of(training), rest)
+
+
+def test_a_file_that_changes_while_it_is_read(path, half_way):
+    saved, training, fail = half_way
+    content = path.read_bytes()
+    weight = bits(saved["model"])[1].numpy().tobytes()
+    fail(lambda: path.write_bytes(content.replace(weight, bytes(len(weight)))))
+    with pytest.raises(CheckpointError, match=r"once more: .*bytes of 'model.1.weight' are not"):
+        load(path, **training)
+
+
 # Memory
 
 
@@ -234,6 +333,20 @@ def test_a_process_that_ends_finishes_its_file(path):
     )
     subprocess.run([sys.executable, "-c", code, path], check=True, cwd=ROOT)
     verify(path)
+
+
+def test_a_process_that_ends_says_what_failed(path):
+    code = (
+        "import os, sys, torch; from stepwell.checkpoint import save; "
+        "save(sys.argv[1], extra=1, background=True).wait(); "
+        "os.fsync = lambda fd: os.close(-1); "
+        "save(sys.argv[1], extra=2, background=True)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code, path], capture_output=True, cwd=ROOT)
+    last = ran.stderr.decode().strip().splitlines()[-1]
+    assert last.startswith("OSError: [Errno 9] Bad file descriptor (no checkpoint was written)")
+    assert str(path) in last
+    assert load(path).extra == 1
 
 
 # Many files

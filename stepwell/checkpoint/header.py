@@ -67,7 +67,10 @@ CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is damaged, that is none, or that does not fit; nothing was changed."""
+    """A checkpoint that is damaged, that is none, or that does not fit.
+
+    Nothing was changed, unless the error says what.
+    """
 
 
 class Entry(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import ExitStack
 from copy import deepcopy
 from itertools import chain
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from ..groups.naming import unwrapped
 from ..lr_scheduler.scheduler import Stage
-from ..matching import LoadReport
+from ..matching import LoadReport, shown
 from ..optimizer import Optimizer
 from ..state_dict import Loading, Policy
 from .contents import named, rule_of
@@ -82,7 +83,8 @@ def load(
         what was not loaded, and `extra`
 
     Raises:
-        CheckpointError: the file is damaged or does not fit; nothing is changed
+        CheckpointError: the file is damaged or does not fit; nothing is changed. A disk may fail
+            after the check, while the model is overwritten: then it lists the tensors that are
         OSError: it cannot be read
     """
     if optimizer is not None and not isinstance(optimizer, Optimizer):
@@ -202,15 +204,37 @@ class _Plan:
 
     def commit(self) -> None:
         """Change everything."""
-        if self._optimizer is not None:
-            optimizer, loading = self._optimizer
-            try:
-                optimizer._finish_load(loading)
-            except (ValueError, TypeError, KeyError) as error:
-                raise CheckpointError(f"does not fit: {error} (nothing was loaded)") from error
-        self._file.fill(self._overwritten())
+        undo = self._commit_optimizer()
+        try:
+            self._file.fill(self._overwritten())
+        except BaseException as error:
+            # a disk that fails now, or an interrupt: there is no memory for a second copy
+            undo()
+            if not isinstance(error, Exception):
+                raise
+            raise CheckpointError(self._half_loaded(error)) from error
         for found in self._fits:
             found.finish(self._source.name_of)
         if self._scheduler is not None:
             scheduler, state = self._scheduler
             scheduler.load_state_dict(state)
+
+    def _commit_optimizer(self) -> Callable[[], None]:
+        """Load the optimizer, if there is one; returns what undoes it."""
+        if self._optimizer is None:
+            return lambda: None
+        optimizer, loading = self._optimizer
+        state, groups = dict(optimizer.state), [dict(group) for group in optimizer.param_groups]
+        try:
+            optimizer._finish_load(loading)
+        except (ValueError, TypeError, KeyError) as error:
+            raise CheckpointError(f"does not fit: {error} (nothing was loaded)") from error
+        return lambda: optimizer._finish_load(loading._replace(state=state, groups=groups))
+
+    def _half_loaded(self, error: Exception) -> str:
+        names = shown(sorted(self._file.touched))
+        return (
+            f"was whole, and could not be read once more: {error}\n  The model is half loaded. "
+            "These are overwritten, wholly or in part; everything else is what it was:"
+            + "".join(f"\n  {name}" for name in names)
+        )

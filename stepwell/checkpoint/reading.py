@@ -49,7 +49,8 @@ def opened(path: str | os.PathLike[str]) -> Iterator[File]:
             raise CheckpointError("is no file")
         yield File(fd)
     except CheckpointError as error:
-        raise CheckpointError(f"{Path(path)} {error}") from error.__cause__
+        error.args = (f"{Path(path)} {error}",)
+        raise
     finally:
         os.close(fd)
 
@@ -60,11 +61,13 @@ class File:
     Attributes:
         header: where the tensors lie
         description: everything else that was saved
+        touched: the names of the tensors that the last `fill` has read into targets, or begun to
     """
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._local = threading.local()
+        self.touched: set[str] = set()
         num_bytes = os.fstat(fd).st_size
         length = check_length(os.pread(fd, 8 + len(PREFIX), 0), num_bytes)
         content = bytearray(length)
@@ -106,7 +109,7 @@ class File:
     def tensor(self, name: str) -> Tensor:
         """A copy of a tensor, in the host's memory."""
         like = self.like(name)
-        made = torch.empty(like.shape, dtype=like.dtype)
+        made = torch.empty(like.shape, dtype=like.dtype, device="cpu")
         self.fill([(name, made)])
         return made
 
@@ -124,6 +127,7 @@ class File:
         Raises:
             CheckpointError: bytes are not those that were written; some targets are filled
         """
+        self.touched = set()
         work = [
             (i, name, target, run)
             for i, (name, target) in enumerate(targets)
@@ -136,7 +140,8 @@ class File:
             if digest(digests) != self._digests[name]:
                 raise CheckpointError(f"is damaged: the bytes of {name!r} are not what was written")
 
-    @torch.no_grad()
+    # which is a matter of each thread; targets may have been made in this mode
+    @torch.inference_mode()
     def _take(
         self, _: int, name: str, target: Tensor | None, pieces: Sequence[tuple[int, int]]
     ) -> list[bytes]:
@@ -145,6 +150,8 @@ class File:
         direct = None
         if target is not None and target.dtype == entry.dtype:
             direct = memory(target.detach())
+        if target is not None:
+            self.touched.add(name)
         digests = []
         for start, stop in pieces:
             view = self._buffer(stop - start) if direct is None else direct[start:stop]
@@ -157,7 +164,7 @@ class File:
     def _buffer(self, size: int) -> memoryview:
         """Memory of this thread, which is used again and again: new memory takes longer to get."""
         if not hasattr(self._local, "buffer"):
-            self._local.buffer = memory(torch.empty(PIECE, dtype=torch.uint8))
+            self._local.buffer = memory(torch.empty(PIECE, dtype=torch.uint8, device="cpu"))
         buffer: memoryview = self._local.buffer
         return buffer[:size]
 

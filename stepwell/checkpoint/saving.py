@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -145,6 +147,17 @@ class _Pending:
     def add(cls, writing: Writing) -> None:
         with cls._lock:
             cls._folders[writing.path.parent.absolute()] = writing
+        # once; after the last save of a process nobody may ask what became of it
+        atexit.unregister(cls.say_what_failed)
+        atexit.register(cls.say_what_failed)
+
+    @classmethod
+    def say_what_failed(cls) -> None:
+        """Print the errors of threads that have ended."""
+        for writing in cls._folders.values():
+            error = writing._error
+            if error is not None:
+                sys.excepthook(type(error), error, error.__traceback__)
 
     @classmethod
     def take(cls, path: Path) -> None:
