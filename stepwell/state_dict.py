@@ -149,7 +149,8 @@ def load_group(owned: Group, saved: Group | None) -> dict[str, Any]:
 
     It keeps its parameters, the flags that say how this machine runs a step, and what the saved
     one lacks: a hyperparameter that is newer than the state dict, or a scheduler's `initial_lr`.
-    Those of a transform that the rule is composed without do not come along.
+    Those of a transform that the rule is composed without do not come along. Tensors are as they
+    were saved, on the devices of those that they replace.
     """
     if saved is None:
         return dict(owned)
@@ -158,7 +159,17 @@ def load_group(owned: Group, saved: Group | None) -> dict[str, Any]:
     kept = {"params", *EXECUTION, *absent}
     if "param_names" in owned or names is None or len(names) != len(owned["params"]):
         kept.add("param_names")
-    return {**owned, **{key: value for key, value in saved.items() if key not in kept}}
+    taken = {k: _beside(value, owned.get(k)) for k, value in saved.items() if k not in kept}
+    return {**owned, **taken}
+
+
+def _beside(value: Any, held: Any) -> Any:
+    """The value, on the device of the one that it replaces."""
+    if isinstance(value, Tensor) and isinstance(held, Tensor):
+        return value.to(held.device)
+    if isinstance(value, tuple) and isinstance(held, tuple) and len(value) == len(held):
+        return tuple(map(_beside, value, held))
+    return value
 
 
 @dataclass(frozen=True)

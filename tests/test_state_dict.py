@@ -12,6 +12,7 @@ from torch import Tensor
 import stepwell
 from stepwell.language import NonNegative, amax, maximum, zeros
 from stepwell.optimizer import LoadReport
+from stepwell.state_dict import load_group
 
 from .shell_cases import (
     SHAPES,
@@ -136,6 +137,19 @@ def test_nothing_is_shared_with_what_was_passed(twin):
     optimizer.state["other"]["x"].zero_()
     optimizer.state["other"]["list"][0].zero_()
     assert_same(saved, kept)
+
+
+def test_hyperparameters_stay_on_their_device():
+    saved = {"lr": torch.tensor(0.1, dtype=torch.float64), "betas": (torch.tensor(0.5), 0.75)}
+    elsewhere = torch.tensor(0.2, device="meta")
+    held = {"params": [], "lr": elsewhere, "betas": (elsewhere, elsewhere)}
+    loaded = load_group(held, {**saved, "params": []})
+    assert (loaded["lr"].device, loaded["lr"].dtype) == (elsewhere.device, torch.float64)
+    assert (loaded["betas"][0].device, loaded["betas"][1]) == (elsewhere.device, 0.75)
+    # what is no tensor yet has no device to stay on
+    loaded = load_group({"params": [], "lr": 0.2, "betas": None}, {**saved, "params": []})
+    assert loaded["lr"] is saved["lr"]
+    assert loaded["betas"] == saved["betas"]
 
 
 def test_what_others_hold_on_to_stays_the_optimizers():
