@@ -51,8 +51,13 @@ def averaged(rule: type[Optimizer]) -> type[Optimizer]:
     0.0
 
     Raises:
-        TypeError: not a rule that is a formula, as `Muon` and `LBFGS` are not
+        TypeError: not a rule that is a formula, as `Muon` and `LBFGS` are not, or one that has an
+            average already
     """
+    if Average in getattr(rule, "transforms", ()):
+        raise TypeError(
+            f"averaged: {rule.__name__} keeps an average already, and there is only one"
+        )
     if getattr(rule, "formula", rule) is None:
         raise TypeError(
             f"averaged: {rule.__name__} is no formula that an average could be part of; average "

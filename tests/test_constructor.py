@@ -80,8 +80,8 @@ def test_a_rate_is_no_attribute(name):
     [
         (
             (),
-            {"learning_rate": 1},
-            "unexpected keyword argument 'learning_rate'; it takes params, lr",
+            {"speed": 1},
+            "unexpected keyword argument 'speed'; it takes params, lr",
         ),
         ((), {"weight_dacay": 1}, "argument 'weight_dacay'; did you mean 'weight_decay'?"),
         ((), {"decoupled_weight_decay": True}, "keyword argument 'decoupled_weight_decay'"),

@@ -378,6 +378,15 @@ def test_a_number_of_steps_has_a_range(draw, steps):
     assert "steps must be" in str(error)
 
 
+@pytest.mark.parametrize(
+    ("draw", "what"),
+    [(plot.forgetting, "beta"), (plot.learning_rates, "rate"), (plot.momenta, "momentum")],
+)
+@pytest.mark.parametrize("none", [(), [], np.array([])])
+def test_nothing_to_draw_is_refused(draw, what, none):
+    assert str(refused(lambda: draw(none))) == f"{draw.__name__}: there is no {what} to draw"
+
+
 # The documentation's pictures
 
 

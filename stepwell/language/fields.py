@@ -14,6 +14,7 @@ import difflib
 import inspect
 import math
 import numbers
+import re
 import types
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, InitVar, dataclass, replace
@@ -443,6 +444,11 @@ def _alternatives(hint: Any, metadata: list[Any]) -> list[Any]:
 SCHEDULED = frozenset({"initial_lr", "max_lr", "min_lr", "swa_lr", "max_momentum", "base_momentum"})
 
 
+DOUBLED = re.compile(r"(.)\1+")
+# what other libraries call them
+SPELT_OUT = {"learningrate": "lr", "epsilon": "eps"}
+
+
 def _is_longer(key: str, name: str) -> bool:
     rest = key.removeprefix(name)
     return rest != key and (rest.startswith("_") or rest.isdigit())
@@ -455,7 +461,9 @@ def near_miss(key: str, names: Iterable[str]) -> str | None:
     beside = key.startswith("_") or any(_is_longer(key, name) for name in plain.values())
     if key in SCHEDULED or beside or key in plain.values():
         return None
-    close = difflib.get_close_matches(
-        key.lower().replace("-", "").replace("_", ""), plain, n=1, cutoff=0.85
-    )
-    return plain[close[0]] if close else None
+    meant = key.lower().replace("-", "").replace("_", "")
+    # short names leave no room for a share of letters: a letter typed twice is one
+    single = {DOUBLED.sub(r"\1", name): plain[name] for name in plain}
+    meant = DOUBLED.sub(r"\1", SPELT_OUT.get(meant, meant))
+    close = difflib.get_close_matches(meant, single, n=1, cutoff=0.85)
+    return single[close[0]] if close else None

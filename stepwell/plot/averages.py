@@ -9,7 +9,7 @@ import torch
 
 from ..language.fields import Field, Range
 from ..optimizers import Adam
-from .figure import figure_of, new_axes, styles, title
+from .figure import figure_of, new_axes, require_lines, styles, title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,10 +36,11 @@ def forgetting(
         ax: axes of a figure of your own to draw on
 
     Raises:
-        ValueError: a beta lies outside of [0, 1), or `steps` is below 1
+        ValueError: there is no beta, one lies outside of [0, 1), or `steps` is below 1
         ExtraMissingError: Matplotlib is not installed
     """
     STEPS.check(steps, "forgetting")
+    require_lines(betas, "forgetting", "beta")
     axes = new_axes("steps ago", "weight in the average", ax)
     for beta, style in zip(betas, styles(), strict=False):
         weights = weights_of(beta, steps)

@@ -9,7 +9,7 @@ import torch
 
 from ..language.fields import Field, Range
 from ..optimizers import SGD
-from .figure import figure_of, new_axes, styles, title
+from .figure import figure_of, new_axes, require_lines, styles, title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,10 +40,11 @@ def learning_rates(
         ax: axes of a figure of your own to draw on
 
     Raises:
-        ValueError: a rate is negative, or `steps` is below 1
+        ValueError: there is no rate, one is negative, or `steps` is below 1
         ExtraMissingError: Matplotlib is not installed
     """
     STEPS.check(steps, "learning_rates")
+    require_lines(rates, "learning_rates", "rate")
     losses = {f"lr = {rate:g}": losses_of(steps, lr=rate) for rate in rates}
     return _drawn(losses, "Gradient descent on x²: the learning rate", ax)
 
@@ -69,10 +70,11 @@ def momenta(
         ax: axes of a figure of your own to draw on
 
     Raises:
-        ValueError: a momentum or the rate is out of range, or `steps` is below 1
+        ValueError: there is no momentum, one or the rate is out of range, or `steps` is below 1
         ExtraMissingError: Matplotlib is not installed
     """
     STEPS.check(steps, "momenta")
+    require_lines(momenta, "momenta", "momentum")
     losses = {f"momentum = {m:g}": losses_of(steps, lr=lr, momentum=m) for m in momenta}
     return _drawn(losses, f"Gradient descent on x²: momentum, at lr = {lr:g}", ax)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ __all__ = [
     "new_axes",
     "new_figure",
     "plain",
+    "require_lines",
     "styles",
     "title",
     "to_small_png",
@@ -55,6 +56,16 @@ def new_axes(xlabel: str, ylabel: str, ax: Axes | None = None, **size: float) ->
     axes.set_axisbelow(True)
     plain(axes)
     return axes
+
+
+def require_lines(lines: Sized, owner: str, what: str) -> None:
+    """Check that there is something to draw.
+
+    Raises:
+        ValueError: there is nothing
+    """
+    if len(lines) == 0:
+        raise ValueError(f"{owner}: there is no {what} to draw")
 
 
 def plain(axes: Axes) -> None:

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ..language.fields import Field, Range
 from ..lr_scheduler import Curve
-from .figure import INK, figure_of, new_axes, styles, title
+from .figure import INK, figure_of, new_axes, require_lines, styles, title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -95,8 +95,7 @@ def _labelled(shown: Any) -> dict[str, Any]:
         sources = {}
         for one in [shown] if single else shown:
             sources[_label(one, sources)] = one
-    if not sources:
-        raise ValueError("schedule: there is no curve to draw")
+    require_lines(sources, "schedule", "curve")
     for one in sources.values():
         if not isinstance(one, Curve) and not hasattr(one, "preview"):
             raise TypeError(f"schedule: {_refusal(one)}")
