@@ -88,6 +88,16 @@ def test_a_limit_of_the_system(path):
     assert torch.equal(load(path).extra, torch.ones(10))
 
 
+def test_a_system_without_the_calls(path, monkeypatch):
+    save(path, extra=1)
+    monkeypatch.delattr(os, "preadv")
+    for attempt in (lambda: save(path, extra=2), lambda: load(path), lambda: verify(path)):
+        with pytest.raises(NotImplementedError, match=r"on Linux and macOS; .* lacks os.preadv"):
+            attempt()
+    with pytest.raises(NotImplementedError):
+        latest(path.parent)
+
+
 def test_places_where_no_file_can_be(tmp_path):
     for path, error in (
         (tmp_path / "missing" / "x.safetensors", FileNotFoundError),

@@ -20,6 +20,7 @@ from torch import Tensor
 __all__ = [
     "PIECE",
     "as_stored",
+    "check_system",
     "digest",
     "get_piece",
     "in_parallel",
@@ -33,6 +34,20 @@ PIECE = 1 << 20
 
 RUN = 8
 """How many pieces are one task of a thread."""
+
+
+def check_system() -> None:
+    """Check that the system can read and write at given places of a file.
+
+    Raises:
+        NotImplementedError: it cannot
+    """
+    lacking = [f"os.{name}" for name in ("preadv", "pwrite") if not hasattr(os, name)]
+    if lacking:
+        raise NotImplementedError(
+            "checkpoints are read and written on Linux and macOS; this system lacks "
+            + " and ".join(lacking)
+        )
 
 
 def as_stored(tensor: Tensor) -> Tensor:

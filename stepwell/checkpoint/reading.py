@@ -15,7 +15,7 @@ import xxhash
 from torch import Tensor
 
 from .header import PREFIX, CheckpointError, Header, check_length, parse
-from .pieces import PIECE, digest, in_parallel, memory, runs, set_piece
+from .pieces import PIECE, check_system, digest, in_parallel, memory, runs, set_piece
 
 __all__ = ["SCHEMA", "File", "opened", "verify"]
 
@@ -42,6 +42,7 @@ def opened(path: str | os.PathLike[str]) -> Iterator[File]:
         CheckpointError: it is damaged, or no checkpoint
         OSError: it cannot be read
     """
+    check_system()
     # opening a pipe would wait for whoever writes to it
     fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     try:

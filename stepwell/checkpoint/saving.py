@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .contents import describe
 from .folder import check_keep, prune
+from .pieces import check_system
 from .randomness import random_state
 from .values import Packer
 from .writing import write
@@ -89,6 +90,7 @@ class Writing:
         description: Mapping[str, Any],
         keep: int | None,
     ) -> None:
+        check_system()
         self.path = path
         self._tensors, self._description, self._keep = tensors, description, keep
         self._thread: threading.Thread | None = None
