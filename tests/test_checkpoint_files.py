@@ -415,7 +415,7 @@ def test_latest_passes_over_what_is_damaged(tmp_path):
         latest(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("kills", [50, pytest.param(1000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [200, pytest.param(1000, marks=pytest.mark.long)])
 def test_killed_at_random_moments(tmp_path, kills):
     command = [sys.executable, "-m", "tests.killed_saves", str(kills), str(tmp_path)]
     ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
