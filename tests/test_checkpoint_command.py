@@ -14,6 +14,7 @@ from torch import nn
 import stepwell
 from stepwell.__main__ import main
 from stepwell.checkpoint import CheckpointError, convert, load, save, to_torch, verify
+from stepwell.state_dict import EXECUTION
 
 from .cases import PLAIN, Case, named, numbers
 from .compare import assert_same_bits, assert_within
@@ -119,6 +120,9 @@ def test_verify(path, capsys):
 # To and from torch
 
 
+TENSORS = {"lr": torch.tensor(0.02), "betas": (torch.tensor(0.8), torch.tensor(0.95))}
+
+
 class Twin(NamedTuple):
     """A class of torch and ours, and what they train.
 
@@ -142,6 +146,7 @@ class Twin(NamedTuple):
 
 TWINS = (
     *map(Twin, PLAIN),
+    Twin(Case("Adam(tensors)", stepwell.Adam, torch.optim.Adam, TENSORS)),
     Twin(
         Case("Muon()", stepwell.Muon, torch.optim.Muon, {"lr": 0.05}),
         lambda: layers(bias=False),
@@ -188,6 +193,9 @@ def plain(value):
 def assert_goes_on(twin, taken, left):
     """Two models and their optimizers: the same state, to the bit, and then the same steps."""
     assert_same(state_of(taken[1]), state_of(left[1]))
+    (own,), (other,) = taken[1].param_groups, left[1].param_groups
+    for name in own.keys() & other.keys() - {"params", *EXECUTION}:
+        assert_same(own[name], other[name], name)
     before = [param.detach().clone() for param in left[0].parameters()]
     go_on(*taken)
     go_on(*left)
@@ -224,6 +232,7 @@ def test_a_file_of_torch_becomes_a_checkpoint(path, capsys, monkeypatch, twin, l
     for group in state_dict["param_groups"]:
         # most people's have none
         group.pop("param_names")
+        group["initial_lr"] = 0.5
     whole = {
         "model_state_dict": model.state_dict(),
         "optimizer_state_dict": state_dict,
@@ -246,7 +255,60 @@ def test_a_file_of_torch_becomes_a_checkpoint(path, capsys, monkeypatch, twin, l
         monkeypatch.setattr("stepwell.checkpoint.states.SMALL", 0)
         load(path, optimizer=ours)
         again.load_state_dict(model.state_dict())
+    assert ours.param_groups[0]["initial_lr"] == 0.5
     assert_goes_on(twin, (again, ours), (model, theirs))
+
+
+def test_how_a_step_is_run_stays_as_constructed(path):
+    _, theirs = trained(lambda params: torch.optim.AdamW(params, foreach=True))
+    torch.save(theirs.state_dict(), path.with_name("run.pt"))
+    convert(path.with_name("run.pt"), path)
+    _, ours = trained(lambda params: stepwell.AdamW(params, fused=True), 0)
+    load(path, optimizer=ours)
+    assert (ours.param_groups[0]["foreach"], ours.param_groups[0]["fused"]) == (None, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("StepLR", {"step_size": 2}),
+        ("CosineAnnealingLR", {"T_max": 9}),
+        ("OneCycleLR", {"max_lr": 0.1, "total_steps": 20}),
+        ("ReduceLROnPlateau", {"patience": 1}),
+    ],
+)
+def test_schedules_go_on(path, name, options):
+    """From torch's file to ours, and from ours to torch's; rates differ by roundings of floats."""
+
+    def made(library):
+        weight = nn.Parameter(torch.ones(3))
+        weight.grad = torch.ones(3)
+        optimizer = library.SGD([("weight", weight)], lr=0.5, momentum=0.9)
+        return optimizer, getattr(library.lr_scheduler, name)(optimizer, **options)
+
+    def rates(optimizer, scheduler):
+        found = []
+        for _ in range(4):
+            optimizer.step()
+            scheduler.step(*([1.0] if name == "ReduceLROnPlateau" else []))
+            found.append(optimizer.param_groups[0]["lr"])
+        return found
+
+    source, target = path.with_name("theirs.pt"), path.with_name("ours.pt")
+    theirs, ours, last = made(torch.optim), made(stepwell), made(torch.optim)
+    rates(*theirs)
+    optimizer, scheduler = (part.state_dict() for part in theirs)
+    torch.save({"optimizer": optimizer, "scheduler": scheduler}, source)
+    convert(source, path)
+    load(path, optimizer=ours[0], scheduler=ours[1])
+    save(path, optimizer=ours[0], scheduler=ours[1])
+    convert(path, target)
+    content = torch.load(target, weights_only=True)
+    last[0].load_state_dict(content["optimizer"])
+    last[1].load_state_dict(content["scheduler"])
+    expected = rates(*theirs)
+    assert rates(*ours) == pytest.approx(expected, rel=1e-12)
+    assert rates(*last) == pytest.approx(expected, rel=1e-12)
 
 
 def test_names_are_asked_for(path, capsys):

@@ -28,7 +28,7 @@ from stepwell.checkpoint import CheckpointError, convert, load, to_torch
 from stepwell.checkpoint.convert import from_torch
 
 from .cases import named, numbers, set_grads
-from .compare import assert_same_bits, assert_within
+from .compare import assert_same_bits, assert_within, spacing
 
 # blocks without a rest, with one, fewer elements than are quantized, half precision
 SHAPES = {"wide": (64, 80), "ragged": (70, 70), "small": (7,), "half": (64, 128)}
@@ -243,6 +243,25 @@ def test_optimi_goes_on_for_long(path):
         assert_within(copies[name].detach(), params[name].detach(), 64, name)
 
 
+def test_what_kahan_holds_back_is_less_than_half_an_ulp(path):
+    params, theirs = trained(OF_OPTIMI)
+    held = theirs.state[params["half"]]["kahan_comp"]
+    assert bool(held.any())
+    assert bool((held.abs() <= spacing(params["half"].detach(), torch.bfloat16) / 2).all())
+    from_torch(theirs.state_dict(), path, [*params])
+    _, ours = resumed(OF_OPTIMI, path, params)
+    assert all("kahan_comp" not in state for state in ours.state.values())
+
+
+def test_moments_in_the_dtype_of_the_parameter(path):
+    params, theirs = trained(EIGHT_BITS)
+    from_torch(theirs.state_dict(), path, [*params])
+    ours = stepwell.AdamW(params.items())
+    for dtype, expected in (("saved", torch.float32), ("param", torch.bfloat16)):
+        load(path, optimizer=ours, dtype=dtype)
+        assert ours.state[params["half"]]["exp_avg"].dtype == expected
+
+
 # Without the libraries, of other versions, in other moods
 
 
@@ -416,15 +435,24 @@ REFUSED: dict[str, tuple[Case, Callable[[Any], None], str]] = {
         "must have 20 scales",
     ),
     "scales of text": (EIGHT_BITS, bits(absmax1="1"), "must have 20 scales"),
-    "codes of floats": (EIGHT_BITS, bits(state1=lambda t: t.float()), "must be a tensor of uint8"),
+    "codes of floats": (
+        EIGHT_BITS,
+        bits(state1=lambda t: t.float()),
+        "must be a whole tensor of uint8",
+    ),
     "a short book": (EIGHT_BITS, bits(qmap1=lambda t: t[:255]), "must hold 256 numbers"),
     "a book of NaN": (EIGHT_BITS, bits(qmap1=lambda t: t * NAN), "not finite"),
     "a signed book": (EIGHT_BITS, bits(qmap2=lambda t: -t), "a mean of squares is negative"),
     "another shape": (EIGHT_BITS, bits(state1=lambda t: t.reshape(-1)), "moments have shapes"),
+    "channels last": (
+        EIGHT_BITS,
+        bits(state1=lambda t: t.t().contiguous().t()),
+        "state1 lies in another order of memory",
+    ),
     "repeated codes": (
         EIGHT_BITS,
         bits(state1=lambda t: t.flatten()[:1].expand(1 << 40)),
-        "must be a tensor of uint8",
+        "must be a whole tensor of uint8",
     ),
     "no count": (EIGHT_BITS, entry(step=None), "step must be one number, 0 or more, got None"),
     "a count below 0": (EIGHT_BITS, entry(step=-1), "step must be one number"),
@@ -441,7 +469,7 @@ REFUSED: dict[str, tuple[Case, Callable[[Any], None], str]] = {
     "torchao's of NaN": (OF_TORCHAO, parts(scale=with_first(NAN)), "exp_avg: .*not finite"),
     "torchao's short book": (OF_TORCHAO, parts(qmap=lambda t: t[:16]), "must hold 256 numbers"),
     "torchao without a book": (OF_TORCHAO, parts(qmap=None), "must hold 256 numbers"),
-    "codes that are none": (OF_TORCHAO, parts(codes=3), "codes must be a tensor"),
+    "codes that are none": (OF_TORCHAO, parts(codes=3), "codes must be a whole tensor"),
     "codes of another shape": (
         OF_TORCHAO,
         parts(codes=lambda t: t[:32]),

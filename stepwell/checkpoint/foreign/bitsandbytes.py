@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from ..header import CheckpointError
-from .parts import Library, check_keys, count, looked_up, moment, scaled
+from .parts import Library, check_keys, count, is_whole, looked_up, moment, scaled
 
 __all__ = ["BITSANDBYTES"]
 
@@ -55,6 +55,9 @@ def _entry(entry: Mapping[str, Any], _: Mapping[str, Any], name: str) -> dict[st
 
 def _moment(parts: Mapping[str, Any], which: str, name: str) -> Tensor:
     codes, what = parts[f"state{which}"], f"{name}: state{which}"
+    if is_whole(codes) and not codes.is_contiguous():
+        # its kernels for GPUs go by memory, those for CPUs by index
+        raise CheckpointError(f"{what} lies in another order of memory than that of its indices")
     if f"absmax{which}" not in parts:
         return moment(codes, what)
     scales = parts[f"absmax{which}"]

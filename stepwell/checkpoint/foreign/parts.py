@@ -105,7 +105,7 @@ def looked_up(codes: Any, book: Any, size: int, what: str) -> Tensor:
         CheckpointError: these are no codes, or that is no book of this size
     """
     if not is_whole(codes) or codes.dtype != torch.uint8:
-        raise CheckpointError(f"{what}: codes must be a tensor of uint8")
+        raise CheckpointError(f"{what}: codes must be a whole tensor of uint8")
     if not is_whole(book) or book.shape != (size,) or not book.is_floating_point():
         raise CheckpointError(f"{what}: the book of codes must hold {size} numbers")
     return book.float().index_select(0, codes.flatten().int())

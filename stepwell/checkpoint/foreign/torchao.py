@@ -87,7 +87,7 @@ def _values(parts: Mapping[str, Any], what: str) -> tuple[Tensor, tuple[int, ...
     """The numbers that the codes stand for, flat, and the shape that they say they have."""
     codes = parts["codes"]
     if not is_whole(codes):
-        raise CheckpointError(f"{what}: codes must be a tensor")
+        raise CheckpointError(f"{what}: codes must be a whole tensor")
     if "_shape" in parts and codes.dtype == torch.uint8:
         # two to a byte, the first in the upper half
         halves = torch.stack((codes >> 4, codes & 15), -1)
