@@ -21,10 +21,10 @@ from .contents import header_of, packed_optimizer
 from .foreign import in_layout_of_torch, stand_ins
 from .header import CheckpointError
 from .reading import File, opened
+from .replacing import replacing
 from .saving import Writing
 from .states import Source, state_dict_of
 from .values import Packer, unpack
-from .writing import replacing
 
 __all__ = ["convert", "from_torch", "to_torch"]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from .header import PREFIX, CheckpointError
 from .reading import verify
-from .writing import UNFINISHED
+from .replacing import UNFINISHED
 
 __all__ = ["check_keep", "latest", "prune"]
 

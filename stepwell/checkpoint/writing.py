@@ -1,12 +1,9 @@
-"""Writing a file all or nothing: beside its place, synced, then renamed into it."""
+"""Writing a checkpoint: the header, and tensors from where they lie."""
 
 from __future__ import annotations
 
-import errno
 import os
-import secrets
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +12,9 @@ from torch import Tensor
 
 from .header import BLANK, Entry, encode, plan
 from .pieces import as_stored, digest, get_piece, in_parallel, runs
+from .replacing import replacing
 
-__all__ = ["UNFINISHED", "replacing", "write"]
-
-UNFINISHED = ".unfinished-checkpoint"
-"""How the names of files end that are still being written, or that a killed process has left."""
+__all__ = ["write"]
 
 
 def write(
@@ -87,69 +82,3 @@ def _write_at(fd: int, content: bytes | memoryview, place: int) -> None:
         written = os.pwrite(fd, view, place)
         place += written
         view = view[written:]
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[int]:
-    """A new file to write to, which takes the place of `path` if nothing goes wrong.
-
-    Raises:
-        OSError: with the name of the file that was to be written
-    """
-    # a link goes on leading to the file
-    path = Path(os.path.realpath(path))
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}{UNFINISHED}")
-    with _naming(path):
-        _remove_leftovers(path.parent)
-        fd = os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-    try:
-        with _naming(path):
-            _lock(fd)
-            yield fd
-            os.fsync(fd)
-            # others may read the name while this is written
-            os.replace(unfinished, path)
-            _sync_folder(path.parent)
-    finally:
-        os.close(fd)
-        with suppress(FileNotFoundError):
-            unfinished.unlink()
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Errors of the system name the file that was to be written."""
-    try:
-        yield
-    except OSError as error:
-        number = error.errno or errno.EIO
-        words = f"{os.strerror(number)} (no checkpoint was written)"
-        raise OSError(number, words, str(path)) from error
-
-
-def _sync_folder(folder: Path) -> None:
-    """Have the names in a folder survive a loss of power."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes have left; whoever still writes holds a lock."""
-    for leftover in folder.glob(f".*{UNFINISHED}"):
-        with suppress(OSError):
-            fd = os.open(leftover, os.O_RDONLY)
-            try:
-                _lock(fd)
-                leftover.unlink()
-            finally:
-                os.close(fd)
-
-
-def _lock(fd: int) -> None:
-    # not on Windows
-    import fcntl
-
-    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
