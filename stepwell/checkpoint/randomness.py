@@ -42,7 +42,10 @@ def check_random_state(state: Any) -> None:
         torch.Generator().set_state(state["torch"])
         for each in state["cuda"] if torch.cuda.is_available() else ():
             torch.Generator("cuda").set_state(each)
-    except (TypeError, ValueError, KeyError, RuntimeError) as error:
+        if not isinstance(state["cuda"], list):
+            raise TypeError("those of devices are no list")
+    # they raise whatever comes up in the middle of what is none
+    except Exception as error:
         raise CheckpointError(f"has no states of random number generators: {error}") from error
 
 

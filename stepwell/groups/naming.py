@@ -13,7 +13,16 @@ from torch.optim import Optimizer as TorchOptimizer
 
 from ..param_groups import as_groups, check_param, params_of
 
-__all__ = ["Collected", "Group", "Named", "Use", "collect", "unwrapped"]
+__all__ = [
+    "Collected",
+    "Group",
+    "Named",
+    "Use",
+    "collect",
+    "is_inner",
+    "plain_name",
+    "unwrapped",
+]
 
 Group = dict[str, Any]
 
@@ -174,20 +183,21 @@ def _walk(
     for name, child in module._modules.items():
         if child is None or child in modules:
             continue
-        if _is_inner(module, name):
+        if is_inner(module, name):
             yield from _walk(child, prefix, above)
         else:
             yield from _walk(child, f"{prefix}{name}.", modules)
 
 
-def _is_inner(module: nn.Module, name: str) -> bool:
+def is_inner(module: nn.Module, name: str) -> bool:
+    """Whether this child of a module is what it is put around."""
     return name in INNER or (name == "module" and isinstance(module, PARALLEL))
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
     """The module inside of what torch.compile and the like put around it."""
     for name, child in module._modules.items():
-        if child is not None and _is_inner(module, name):
+        if child is not None and is_inner(module, name):
             return unwrapped(child)
     return module
 
@@ -211,7 +221,7 @@ def _members(group: Group, place: str, first: int, unnamed_too: bool) -> Group:
     for i, (param, name) in enumerate(zip(given["params"], names or (), strict=True)):
         check_param(param, f"{place}, parameter {name}", differentiable=False)
         item = items[i]
-        named = item if isinstance(item, Named) else Named([Use(_plain(name))], param, first + i)
+        named = item if isinstance(item, Named) else Named([Use(plain_name(name))], param, first + i)
         found[id(param)] = _tied(found.get(id(param)), named)
     kept = {key: value for key, value in group.items() if key != "param_names"}
     return {**kept, "params": list(found.values())}
@@ -225,7 +235,7 @@ def _tied(known: Named | None, named: Named) -> Named:
     return Named(uses, known.param, known.position)
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """The name without what wrappers put into it."""
     return ".".join(part for part in name.split(".") if part not in INNER)
 
