@@ -221,7 +221,9 @@ def _members(group: Group, place: str, first: int, unnamed_too: bool) -> Group:
     for i, (param, name) in enumerate(zip(given["params"], names or (), strict=True)):
         check_param(param, f"{place}, parameter {name}", differentiable=False)
         item = items[i]
-        named = item if isinstance(item, Named) else Named([Use(plain_name(name))], param, first + i)
+        named = (
+            item if isinstance(item, Named) else Named([Use(plain_name(name))], param, first + i)
+        )
         found[id(param)] = _tied(found.get(id(param)), named)
     kept = {key: value for key, value in group.items() if key != "param_names"}
     return {**kept, "params": list(found.values())}
