@@ -119,9 +119,10 @@ def declarations() -> str:
         for t, s in (("float", "f32"), ("double", "f64"))
         for name, arity in INTRINSICS.items()
     ]
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, MEMCPY, ""])
 
 
+MEMCPY = "declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)"
 INTRINSICS = {
     "fabs": 1,
     "floor": 1,
@@ -136,6 +137,10 @@ INTRINSICS = {
 }
 
 
+# Instructions whose result depends on nothing but their operands.
+ADDRESSING = ("add ", "mul ", "getelementptr ")
+
+
 class Body:
     """The instructions of one function while they are written."""
 
@@ -143,11 +148,17 @@ class Body:
         self.kind = kind
         self.lines: list[str] = []
         self._names = count()
+        self._addresses: dict[str, str] = {}
 
     def emit(self, instruction: str) -> str:
-        """Add an instruction that has a result; returns its name."""
+        """Add an instruction that has a result, unless it is there; returns its name."""
+        # most of the time of compiling would go into finding these again
+        if instruction in self._addresses:
+            return self._addresses[instruction]
         name = f"%v{next(self._names)}"
         self.lines.append(f"  {name} = {instruction}")
+        if instruction.startswith(ADDRESSING):
+            self._addresses[instruction] = name
         return name
 
     def emit_all(self, templates: Iterable[str], *args: str) -> str:
@@ -160,7 +171,10 @@ class Body:
 
     def do(self, *lines: str) -> None:
         """Add instructions without a result, and labels."""
-        self.lines += [line if line.endswith(":") else f"  {line}" for line in lines]
+        for line in lines:
+            self.lines.append(line if line.endswith(":") else f"  {line}")
+            if line.endswith(":"):
+                self._addresses.clear()
 
     def operation(self, op: str, *args: str) -> str:
         """Add an operation of a formula."""
@@ -200,8 +214,8 @@ class Body:
 
     def cell(self, kind: str, base: str, width: int, row: str, column: int) -> str:
         """The address of an entry of a table with `width` columns."""
-        start = self.emit(f"mul i64 {row}, {width}")
-        return self.address(kind, base, self.emit(f"add i64 {start}, {column}"))
+        start = self.address(kind, base, self.emit(f"mul i64 {row}, {width}"))
+        return self.address(kind, start, column) if column else start
 
     def load(self, dtype: torch.dtype, at: str) -> str:
         """Read one element, in the kind of this function."""
@@ -224,7 +238,8 @@ class Body:
 
     def function(self, signature: str, linkage: str = "internal") -> str:
         """The finished function."""
-        return "\n".join([f"define {linkage} {signature} {{", *self.lines, "}", ""])
+        # inlined, each would be optimised again with every caller, and calls cost next to nothing
+        return "\n".join([f"define {linkage} {signature} noinline {{", *self.lines, "}", ""])
 
 
 def _has_fma() -> bool:

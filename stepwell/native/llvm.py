@@ -13,7 +13,7 @@ __all__ = ["Library", "constant", "features", "load"]
 _lock = threading.Lock()
 
 
-def _machine() -> Any:
+def _machine(level: int) -> Any:
     """A machine of its own for each engine, which takes it along when it goes."""
     import llvmlite.binding as llvm
 
@@ -22,7 +22,7 @@ def _machine() -> Any:
     return llvm.Target.from_default_triple().create_target_machine(
         cpu=llvm.get_host_cpu_name(),
         features=llvm.get_host_cpu_features().flatten(),
-        opt=3,
+        opt=level,
         jit=True,
     )
 
@@ -47,14 +47,14 @@ class Library:
 
 
 def load(ir: str, *, optimise: bool = True) -> Library:
-    """Verify, optimise (-O3) and compile a module of LLVM IR."""
+    """Verify, optimise (-O3, or not at all) and compile a module of LLVM IR."""
     import llvmlite.binding as llvm
 
     # LLVM's contexts are not made for several threads at once
     with _lock:
         module = llvm.parse_assembly(ir)
         module.verify()
-        machine = _machine()
+        machine = _machine(3 if optimise else 0)
         if optimise:
             options = llvm.create_pipeline_tuning_options(speed_level=3)
             options.loop_vectorization = options.slp_vectorization = True

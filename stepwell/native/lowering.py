@@ -150,11 +150,10 @@ class Lowering(Schedule):
 
     def _copy_row(self, body: Body, kind: str, numbers: str, last_computed: str) -> None:
         before = body.emit(f"load i64, ptr {last_computed}")
-        for column in self.columns.values():
-            at = body.cell(kind, numbers, len(self.columns), before, column)
-            value = body.emit(f"load {kind}, ptr {at}")
-            to = body.cell(kind, numbers, len(self.columns), "%row", column)
-            body.do(f"store {kind} {value}, ptr {to}")
+        width = len(self.columns)
+        start, to = (body.cell(kind, numbers, width, row, 0) for row in (before, "%row"))
+        size = width * (8 if kind == "double" else 4)
+        body.do(f"call void @llvm.memcpy.p0.p0.i64(ptr {to}, ptr {start}, i64 {size}, i1 false)")
         body.do("br label %finish")
 
     def _numbers(
@@ -233,8 +232,7 @@ class Lowering(Schedule):
         body.do("ret void")
         slots = "".join(f"ptr noalias %{name}, " for name in self.elements)
         return body.function(
-            f"void @sweep_{k}({slots}ptr noalias %numbers, ptr noalias %partials, i64 %count) "
-            "noinline"
+            f"void @sweep_{k}({slots}ptr noalias %numbers, ptr noalias %partials, i64 %count)"
         )
 
     def _element_address(self, body: Body, name: str) -> str:

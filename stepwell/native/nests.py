@@ -177,9 +177,7 @@ class Nest:
             at = body.address("double", "%partials", self.lowering.reduced[node])
             body.do(f"store double %all{j}, ptr {at}")
         body.do("ret void")
-        return body.function(
-            f"void @nest_{NAMES[self.over]}_{self.k}({self._arguments()}) noinline"
-        )
+        return body.function(f"void @nest_{NAMES[self.over]}_{self.k}({self._arguments()})")
 
     def _arguments(self) -> str:
         stacks = (f"stack{self.lowering.stacks[node]}" for node in self.stacked)
