@@ -50,18 +50,22 @@ class LoadReport(NamedTuple):
 
     @property
     def listing(self) -> str:
-        """The entries, one to a line."""
+        """The first entries of each kind, one to a line."""
+        return self.listed(SHOWN)
+
+    def listed(self, most: int) -> str:
+        """Up to so many entries of each kind, one to a line."""
         return "".join(
             f"\n  {kind}: {entry}"
             for kind, entries in zip(self._fields, self, strict=True)
-            for entry in shown(entries)
+            for entry in shown(entries, most)
         )
 
 
-def shown(entries: Sequence[str]) -> list[str]:
+def shown(entries: Sequence[str], most: int = SHOWN) -> list[str]:
     """As many of them as a user reads."""
-    rest = len(entries) - SHOWN
-    return [*entries[:SHOWN], f"... and {rest} more"] if rest > 0 else list(entries)
+    rest = len(entries) - most
+    return [*entries[:most], f"... and {rest} more"] if rest > 0 else list(entries)
 
 
 class Place(NamedTuple):

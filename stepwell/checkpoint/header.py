@@ -20,6 +20,8 @@ import torch
 import xxhash
 from torch import Tensor
 
+from ..matching import LoadReport
+
 __all__ = [
     "BLANK",
     "PREFIX",
@@ -70,7 +72,12 @@ class CheckpointError(ValueError):
     """A checkpoint that is damaged, that is none, or that does not fit.
 
     Nothing was changed, unless the error says what.
+
+    Attributes:
+        report: all of what does not fit, or None if it is something else
     """
+
+    report: LoadReport | None = None
 
 
 class Entry(NamedTuple):

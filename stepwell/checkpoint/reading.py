@@ -98,6 +98,10 @@ class File:
         entry = self.header.entries[name]
         return entry.stop - entry.start
 
+    def digest(self, name: str) -> Any:
+        """The digest of a tensor, as the file has it."""
+        return self._digests[name]
+
     def like(self, name: str) -> Tensor:
         """A tensor of the same shape and dtype that has no values."""
         self.require(name)
