@@ -327,7 +327,7 @@ def test_the_next_save_reports_a_failure(path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", fails_after(os.pwrite, 0, errno.ENOSPC))
         writing = save(path, extra=1, background=True)
-        writing._thread.join()
+        writing._done.wait()
     with pytest.raises(OSError, match="No space left"):
         save(path.with_name("other.safetensors"), extra=2)
     # it is said once

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
 import os
-import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from multiprocessing.util import Finalize
 from pathlib import Path
+from traceback import clear_frames
 from typing import Any
 
 import torch
@@ -51,8 +51,9 @@ def save(
         with_random_state: save the states of all random number generators
         keep: afterwards, leave this many of the checkpoints in the folder whose names differ from
             this one in their digits alone, the newest, and remove the others
-        background: copy the tensors and return; a thread writes the copies. What goes wrong there
-            is raised by `wait()`, or by the next save
+        background: copy the tensors and return; a thread writes the copies. A process has one such
+            save at a time: the next one, of whatever kind, waits for it. What goes wrong there is
+            raised by `wait()`, or by the next save instead of saving, or printed at exit
 
     Returns:
         a handle, whose `wait()` returns once the file is written
@@ -61,16 +62,17 @@ def save(
         OSError: the file cannot be written; it is named, and what was there before still is
         TypeError, ValueError: something cannot be saved; nothing is written
     """
-    path = Path(path)
-    _Pending.take(path)
+    path = Path(path).absolute()
+    _Background.wait()
     if keep is not None:
         check_keep(path, keep)
     packer = Packer()
     randomness = random_state() if with_random_state else None
     description = describe(packer, optimizer, model, scheduler, averaged, extra, randomness)
+    _synchronize(packer.tensors.values())
     writing = Writing(path, packer.tensors, description, keep)
     if background:
-        writing.start()
+        _Background.start(writing)
     else:
         writing.run()
     return writing
@@ -93,8 +95,11 @@ class Writing:
         check_system()
         self.path = path
         self._tensors, self._description, self._keep = tensors, description, keep
-        self._thread: threading.Thread | None = None
+        # not the thread: its join() may take an interrupt for its end (Python 3.11)
+        self._done: threading.Event | None = None
+        self._process = os.getpid()
         self._error: BaseException | None = None
+        self._at_exit: Finalize | None = None
 
     def run(self, threads: int = 4) -> None:
         """Write it here and now."""
@@ -106,21 +111,29 @@ class Writing:
     def start(self) -> None:
         """Copy the tensors, and have a thread write the copies."""
         self._tensors = {name: _copied(tensor) for name, tensor in self._tensors.items()}
-        self._thread = threading.Thread(target=self._run, name=f"writes {self.path.name}")
-        _Pending.add(self)
-        self._thread.start()
+        done = threading.Event()
+        thread = threading.Thread(target=self._run, args=(done,), name=f"writes {self.path.name}")
+        # unlike atexit, it is heeded in processes of multiprocessing too
+        self._at_exit = Finalize(None, self.wait, exitpriority=0)
+        thread.start()
+        self._done = done
 
-    def _run(self) -> None:
+    def _run(self, done: threading.Event) -> None:
         try:
             # one thread: training needs the others
             self.run(threads=1)
         except BaseException as error:
             self._error = error
+            for each in (error, error.__cause__):
+                # they hold the copies
+                clear_frames(None if each is None else each.__traceback__)
+        finally:
+            done.set()
 
     @property
     def is_done(self) -> bool:
         """Whether the thread has ended, well or not."""
-        return self._thread is None or not self._thread.is_alive()
+        return self._done is None or self._done.is_set()
 
     def wait(self) -> None:
         """Return once the file is written.
@@ -128,43 +141,42 @@ class Writing:
         Raises:
             OSError: it was not; said once
         """
-        if self._thread is not None:
-            self._thread.join()
+        # a forked process has a copy of this, and not the thread
+        if self._done is not None and self._process == os.getpid():
+            self._done.wait()
+        if self._at_exit is not None:
+            self._at_exit.cancel()
         error, self._error = self._error, None
         if error is not None:
             raise error
+
+
+def _synchronize(tensors: Iterable[Tensor]) -> None:
+    """Let devices finish what was asked of them: threads read from streams of their own."""
+    for device in {tensor.device for tensor in tensors if tensor.device.type != "cpu"}:
+        torch.accelerator.synchronize(device)
 
 
 def _copied(tensor: Tensor) -> Tensor:
     return torch.empty_like(tensor, device="cpu").copy_(tensor)
 
 
-class _Pending:
-    """The thread that writes to each folder: there is one at a time."""
+class _Background:
+    """The save of this process that goes on behind its back: there is one at a time."""
 
     _lock = threading.Lock()
-    _folders: dict[Path, Writing] = {}  # noqa: RUF012
+    _latest: Writing | None = None
 
     @classmethod
-    def add(cls, writing: Writing) -> None:
+    def start(cls, writing: Writing) -> None:
+        """Begin one, when nothing else is under way."""
         with cls._lock:
-            cls._folders[writing.path.parent.absolute()] = writing
-        # once; after the last save of a process nobody may ask what became of it
-        atexit.unregister(cls.say_what_failed)
-        atexit.register(cls.say_what_failed)
+            cls.wait()
+            cls._latest = writing
+            writing.start()
 
     @classmethod
-    def say_what_failed(cls) -> None:
-        """Print the errors of threads that have ended."""
-        for writing in cls._folders.values():
-            error = writing._error
-            if error is not None:
-                sys.excepthook(type(error), error, error.__traceback__)
-
-    @classmethod
-    def take(cls, path: Path) -> None:
-        """Wait for the one that writes to the folder of this file, and raise its error."""
-        with cls._lock:
-            writing = cls._folders.pop(path.parent.absolute(), None)
-        if writing is not None:
-            writing.wait()
+    def wait(cls) -> None:
+        """Wait for the one that is under way, if one is, and raise its error."""
+        if cls._latest is not None:
+            cls._latest.wait()
