@@ -143,19 +143,19 @@ class Hyperparameters:
 
         Unless it `waits`, numbers on a device are left there.
         """
-        same = True
-        if waits:
-            grad_scale = None if grad_scale is None else float(grad_scale)
+        if waits and grad_scale is not None:
+            grad_scale = float(grad_scale)
         if waits is not self._waits or (
             grad_scale is not self._scale and _differ(grad_scale, self._scale)
         ):
             self._scale, self._waits = grad_scale, waits
             self._seen = [None] * len(self.groups)
-        for index, group in enumerate(self.groups):
-            values = self._read(group)
-            if self._seen[index] is None or values != self._seen[index]:
-                same &= self._store(index, values)
-        return same
+        found = list(map(self._read, self.groups))
+        if found == self._seen:
+            return True
+        changed = [index for index, values in enumerate(found) if values != self._seen[index]]
+        stored = [self._store(index, found[index]) for index in changed]
+        return all(stored)
 
     def has_some_elsewhere(self) -> bool:
         """Whether a number is a tensor on a device."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from operator import is_
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,14 @@ from .cohort import PLAIN_TYPES, Cohort, Facts, Hyperparameters, Scaling, facts_
 from .inspection import CAPTURABLE, Group, Inspection, Row
 from .language import Formula, Program
 from .native import tensors
+from .native.identity import checks
 from .native.uploads import is_capturing
 from .state import create_state
 from .totals import Adder
 
 __all__ = ["Plan"]
+
+PARAMS = itemgetter("params")
 
 
 class Plan:
@@ -53,8 +56,7 @@ class Plan:
         self._groups = groups
         self._state = state
         self._grad_scale = scaling.grad_scale
-        self._params = [param for group in groups for param in group["params"]]
-        self._sizes = [len(group["params"]) for group in groups]
+        self._members = [list(group["params"]) for group in groups]
         self._hyperparameters = Hyperparameters(formula, groups)
         self._hyperparameters.refresh(self._grad_scale, waits=False)
         static = [formula.static({**g, "grad_scale": self._grad_scale}) for g in groups]
@@ -81,9 +83,11 @@ class Plan:
         self._waits = not all(launch.stays_on_device for launch in self._launches)
         self._skips = False
         placed = {id(row.param) for row in rows}
-        self._without_grad = [param for param in self._params if id(param) not in placed]
+        params = [param for members in self._members for param in members]
+        self._without_grad = [param for param in params if id(param) not in placed]
         # whose state is whose
         self._keys, self._held = list(state), list(state.values())
+        self._same = checks((group["params"] for group in groups), state)
         self._adder = Adder(len(groups), self._kept)
         self._totals = max((len(cohort.program.totals) for cohort in cohorts), default=0)
         if log.isEnabledFor(logging.DEBUG):
@@ -143,13 +147,7 @@ class Plan:
         scale = scaling.grad_scale
         if not (self._same_members() and self._hyperparameters.refresh(scale, waits=self._waits)):
             return False
-        # whose state is whose, in a form in which nothing is hashed: that is a call into Python
-        state = self._state
-        if not (
-            len(state) == len(self._keys)
-            and all(map(is_, state, self._keys))
-            and all(map(is_, state.values(), self._held))
-        ):
+        if not self._same.entries(self._state, self._keys, self._held):
             return False
         for param in self._without_grad:
             if param.grad is not None:
@@ -196,17 +194,9 @@ class Plan:
         )
 
     def _same_members(self) -> bool:
-        groups = self._groups
-        if len(groups) == 1:
-            params = groups[0]["params"]
-            return len(params) == len(self._params) and all(map(is_, params, self._params))
-        params = []
-        for group, size in zip(groups, self._sizes, strict=False):
-            members = group["params"]
-            if len(members) != size:
-                return False
-            params += members
-        return len(groups) == len(self._sizes) and all(map(is_, params, self._params))
+        lists = map(PARAMS, self._groups)
+        as_many = len(self._groups) == len(self._members)
+        return as_many and all(map(self._same.items, lists, self._members))
 
     def run(self) -> None:
         """Update all parameters."""

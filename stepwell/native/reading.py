@@ -98,7 +98,8 @@ class Reading:
         self.addresses: npt.NDArray[np.int64] = np.zeros(
             (len(schedule.slots), len(cohort.params)), np.int64
         )
-        # bytes of each slot but the gradient, by row
+        # what is written, and how many bytes of it: each slot but the gradient, by row
+        self._starts = self.addresses[:-1]
         self._written_sizes = np.array(
             [schedule.dtypes[n].itemsize * self._sizes_of(n) for n in schedule.slots[:-1]]
         )
@@ -183,12 +184,11 @@ class Reading:
 
     def _is_apart(self) -> bool:
         """Whether what is written shares no memory; worked out again when something has moved."""
-        starts = self.addresses[:-1]
-        now = starts.tobytes()
+        now = self._starts.tobytes()
         if now == self._written:
             return True
-        ends = starts + self._written_sizes
-        apart = not tensors.overlapping(starts.ravel(), ends.ravel()).any()
+        ends = self._starts + self._written_sizes
+        apart = not tensors.overlapping(self._starts.ravel(), ends.ravel()).any()
         self._written = now if apart else b""
         return apart
 
