@@ -392,7 +392,7 @@ def test_keep_is_a_count(tmp_path, keep):
 
 
 def test_keep_needs_numbers_in_names(path):
-    with pytest.raises(ValueError, match="keep=3 needs names with a number"):
+    with pytest.raises(ValueError, match="keep=3 needs names that end in a whole number"):
         save(path, extra=1, keep=3)
     assert not path.exists()
 

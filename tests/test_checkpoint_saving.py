@@ -12,7 +12,7 @@ import stat
 import threading
 import time
 import weakref
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 import torch
@@ -223,7 +223,10 @@ def disk(monkeypatch):
     disk = Disk()
     monkeypatch.setattr(os, "fsync", disk.sync)
     yield disk
+    disk.number = 0
     disk.go.set()
+    with suppress(OSError):
+        saving._Background.wait()
 
 
 @pytest.mark.parametrize("background", [False, True])

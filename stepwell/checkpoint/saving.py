@@ -49,8 +49,10 @@ def save(
         averaged: a `swa_utils.AveragedModel`, say
         extra: numbers, texts, None, tensors, and lists, tuples and dicts of them
         with_random_state: save the states of all random number generators
-        keep: afterwards, leave this many of the checkpoints in the folder whose names differ from
-            this one in their digits alone, the newest, and remove the others
+        keep: afterwards, remove checkpoints that are older than the newest `keep` whole ones, of
+            those in the folder whose names differ from this one in the number at their end alone
+            (before suffixes, as in run7-step-1000.safetensors). Those that stay are verified, once
+            in a process, except for what it has written itself
         background: copy the tensors and return; a thread writes the copies. A process has one such
             save at a time: the next one, of whatever kind, waits for it. What goes wrong there is
             raised by `wait()`, or by the next save instead of saving, or printed at exit

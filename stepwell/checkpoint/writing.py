@@ -10,6 +10,7 @@ from typing import Any
 import xxhash
 from torch import Tensor
 
+from .folder import time_of_saving
 from .header import BLANK, Entry, encode, plan
 from .pieces import as_stored, digest, get_piece, in_parallel, runs
 from .replacing import replacing
@@ -26,7 +27,7 @@ def write(
 ) -> None:
     """Write a checkpoint, in place of the one of this name, which is whole until then.
 
-    The tensors are written from where they lie. The description gets their digests.
+    The tensors are written from where they lie. The description gets their digests and the time.
 
     Raises:
         OSError: with the name of the file; there is none then, or the one from before
@@ -34,6 +35,8 @@ def write(
     """
     stored = {name: as_stored(tensor) for name, tensor in tensors.items()}
     entries = plan(stored)
+    # first, where it is found at a glance
+    description = {"saved": time_of_saving(path), **description}
     blank = dict.fromkeys(entries, BLANK)
     header = encode(entries, {**description, "digests": blank})
     with replacing(path) as fd:
