@@ -26,6 +26,7 @@ import stepwell
 from stepwell.__main__ import main
 from stepwell.checkpoint import CheckpointError, convert, load, to_torch
 from stepwell.checkpoint.convert import from_torch
+from stepwell.checkpoint.foreign import stand_ins
 
 from .cases import named, numbers, set_grads
 from .compare import assert_same_bits, assert_within, spacing
@@ -283,6 +284,14 @@ def test_torchao_is_not_needed(path, monkeypatch):
     expected, _ = of_torchao(theirs.state_dict()["state"][0], {})
     found = ours.state[ours.param_groups[0]["params"][0]]["exp_avg"]
     assert_same_bits(found, expected, "a moment")
+
+
+def test_classes_that_torchao_has_registered_stay_its_own():
+    """For whoever reads a file in another thread while one is converted."""
+    registered = imported("torchao.optim.subclass_8bit").OptimState8bit
+    names = {name for _, name in stand_ins()}
+    assert f"{registered.__module__}.{registered.__qualname__}" not in names
+    assert all(name.startswith("torchao.prototype.") for name in names)
 
 
 def test_torchao_where_it_was_once(path):

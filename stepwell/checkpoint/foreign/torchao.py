@@ -43,7 +43,10 @@ class Inert(Tensor):
 
 
 def stand_ins() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
-    """What `torch.serialization.safe_globals` has to know where torchao did not register."""
+    """For `torch.serialization.safe_globals`: what torchao, if it is imported, did not register.
+
+    Its own classes stay its own for whoever reads a file at the same time.
+    """
     known = {
         entry[1] if isinstance(entry, tuple) else f"{entry.__module__}.{entry.__qualname__}"
         for entry in torch.serialization.get_safe_globals()
