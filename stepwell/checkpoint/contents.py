@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -10,11 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..groups.naming import unwrapped
+from ..groups.naming import plain_name, unwrapped
+from .names import aliases, names_inside
 from .reading import SCHEMA
 from .values import Packer
 
-__all__ = ["describe", "header_of", "named", "packed_optimizer", "rule_of"]
+__all__ = [
+    "check_module",
+    "composition_of",
+    "describe",
+    "header_of",
+    "named",
+    "packed_optimizer",
+    "rule_of",
+]
 
 
 def describe(
@@ -33,8 +42,8 @@ def describe(
     """
     parts = {
         # first, so that tied weights have the model's names
-        "model": None if model is None else unwrapped(model).state_dict(),
-        "averaged": None if averaged is None else averaged.state_dict(),
+        "model": None if model is None else _state_dict(model, "model"),
+        "averaged": None if averaged is None else _state_dict(averaged, "averaged"),
         "scheduler": None if scheduler is None else scheduler.state_dict(),
         "extra": extra,
         "random": randomness,
@@ -44,6 +53,24 @@ def describe(
         with named(optimizer, model):
             packed["optimizer"] = _optimizer(packer, optimizer)
     return {**header_of(), **packed}
+
+
+def _state_dict(module: Any, what: str) -> dict[str, Any]:
+    check_module(module, f"save: {what}")
+    inner = unwrapped(module)
+    state_dict = inner.state_dict()
+    names = names_inside(inner, state_dict)
+    return {names[name]: value for name, value in state_dict.items()}
+
+
+def check_module(module: Any, what: str) -> None:
+    """Check that this is a module.
+
+    Raises:
+        TypeError: it is something else, a state dict say
+    """
+    if not isinstance(module, torch.nn.Module):
+        raise TypeError(f"{what} must be a torch.nn.Module, got {type(module).__name__}")
 
 
 def header_of() -> dict[str, Any]:
@@ -60,9 +87,14 @@ def _own_version() -> str:
 
 def rule_of(optimizer: Any) -> str:
     """What the rule of an optimizer is called, without what it is composed with."""
+    return composition_of(optimizer).partition("+")[0]
+
+
+def composition_of(optimizer: Any) -> str:
+    """What the rule of an optimizer is called, as in "AdamW+Average"."""
     declaration = getattr(optimizer, "declaration", None)
     name: str = type(optimizer).__name__ if declaration is None else declaration.owner
-    return name.partition("+")[0]
+    return name
 
 
 def _optimizer(packer: Packer, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -71,7 +103,7 @@ def _optimizer(packer: Packer, optimizer: torch.optim.Optimizer) -> dict[str, An
         for group in optimizer.param_groups
         for name, param in zip(group["param_names"], group["params"], strict=True)
     }
-    return packed_optimizer(packer, optimizer.state_dict(), params, rule_of(optimizer))
+    return packed_optimizer(packer, optimizer.state_dict(), params, composition_of(optimizer))
 
 
 def packed_optimizer(
@@ -122,16 +154,18 @@ def _group(group: Mapping[str, Any]) -> dict[str, Any]:
 def named(optimizer: torch.optim.Optimizer, model: torch.nn.Module | None) -> Iterator[None]:
     """Inside, every group knows the names of its parameters, by the model if not by itself.
 
+    They are those inside of all wrappers.
+
     Raises:
         ValueError: a parameter has no name
     """
-    known = {} if model is None else _names(model)
+    known = {} if model is None else aliases(unwrapped(model))
     lent = []
     try:
         for index, group in enumerate(optimizer.param_groups):
             own = group.get("param_names")
-            if own is None or len(own) != len(group["params"]):
-                names = [_name(known, p, index, i) for i, p in enumerate(group["params"])]
+            names = _names(known, group, index)
+            if own != names:
                 dict.__setitem__(group, "param_names", names)
                 lent.append((group, own))
         yield
@@ -142,18 +176,31 @@ def named(optimizer: torch.optim.Optimizer, model: torch.nn.Module | None) -> It
                 dict.__setitem__(group, "param_names", own)
 
 
-def _names(model: torch.nn.Module) -> dict[int, str]:
-    """The first name of each parameter, by its identity."""
-    found: dict[int, str] = {}
-    for name, param in unwrapped(model).named_parameters(remove_duplicate=False):
-        found.setdefault(id(param), name)
-    return found
+def _names(known: Mapping[int, Sequence[str]], group: Mapping[str, Any], index: int) -> list[str]:
+    params, own = group["params"], group.get("param_names")
+    if own is None or len(own) != len(params):
+        return [_name(known, param, index, i) for i, param in enumerate(params)]
+    pairs = zip(own, params, strict=True)
+    return [_own_name(str(name), known.get(id(param), ())) for name, param in pairs]
 
 
-def _name(known: Mapping[int, str], param: Tensor, group: int, number: int) -> str:
+def _name(known: Mapping[int, Sequence[str]], param: Tensor, group: int, number: int) -> str:
     if id(param) not in known:
         raise ValueError(
             f"group {group}, parameter {number} has no name, by which a checkpoint could be "
             "matched: pass model=, or make the optimizer from model.named_parameters()"
         )
-    return known[id(param)]
+    return known[id(param)][0]
+
+
+def _own_name(name: str, known: Sequence[str]) -> str:
+    """The name of a parameter without what wrappers put into it, as far as the model tells."""
+    name = plain_name(name)
+    if name in known:
+        return name
+    # DistributedDataParallel's is a name that a model may have as well
+    return next((other for other in known if _bare(other) == _bare(name)), name)
+
+
+def _bare(name: str) -> list[str]:
+    return [part for part in name.split(".") if part != "module"]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import ExitStack
-from copy import deepcopy
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -13,29 +12,24 @@ import torch
 from torch import Tensor
 
 from ..groups.naming import unwrapped
-from ..lr_scheduler.scheduler import Stage
-from ..matching import LoadReport, shown
+from ..matching import LoadReport, match, shown
 from ..optimizer import Optimizer
 from ..state_dict import Loading, Policy
-from .contents import named, rule_of
+from . import schedules, states
+from .contents import check_module, named, rule_of
 from .header import CheckpointError
 from .modules import Fit, fit
+from .names import Rename, Rules, aliases, checked_rename, matched_names, names_inside, ties
 from .randomness import check_random_state, set_random_state
 from .reading import File, opened
-from .schedules import regrouped
-from .states import (
-    Rename,
-    Source,
-    as_real,
-    checked_optimizer,
-    kinds,
-    renamed,
-    state_dict_with,
-    targets,
-)
+from .rules import rule_differences
+from .states import Source, as_real, checked_optimizer, kinds, state_dict_with, targets
 from .values import unpack
 
 __all__ = ["Loaded", "load"]
+
+LINES = 100
+"""How much of each kind of misfit an error lists; its `report` has all."""
 
 
 class Loaded(NamedTuple):
@@ -87,20 +81,20 @@ def load(
             after the check, while the model is overwritten: then it lists the tensors that are
         OSError: it cannot be read
     """
-    if optimizer is not None and not isinstance(optimizer, Optimizer):
-        raise TypeError(
-            f"load: optimizer must be one of stepwell, got {type(optimizer).__module__}."
-            f"{type(optimizer).__name__}; `python -m stepwell checkpoint convert` makes files for "
-            "torch.optim"
-        )
-    policy = Policy(dtype, "load")
+    _check_kinds(optimizer, model, averaged)
+    rules, policy = checked_rename(rename), Policy(dtype, "load")
     with ExitStack() as stack:
+        if torch.is_inference_mode_enabled():
+            # what is made here is going to be trained
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.no_grad())
         file = stack.enter_context(opened(path))
         if optimizer is not None:
             stack.enter_context(named(optimizer, model))
-        plan = _Plan(file, strict, rename or {}, policy)
+        plan = _Plan(file, strict, rules, policy)
         plan.take(optimizer, model, averaged, scheduler)
-        extra, randomness = (plan.whole(key) for key in ("extra", "random"))
+        extra = plan.whole("extra")
+        randomness = plan.whole("random") if with_random_state else None
         if with_random_state:
             check_random_state(randomness)
         plan.read()
@@ -110,10 +104,22 @@ def load(
         return Loaded(plan.report, extra)
 
 
+def _check_kinds(optimizer: Any, model: Any, averaged: Any) -> None:
+    if optimizer is not None and not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"load: optimizer must be one of stepwell, got {type(optimizer).__module__}."
+            f"{type(optimizer).__name__}; `python -m stepwell checkpoint convert` makes files for "
+            "torch.optim"
+        )
+    for what, module in (("model", model), ("averaged", averaged)):
+        if module is not None:
+            check_module(module, f"load: {what}")
+
+
 class _Plan:
     """What is going to be loaded into what."""
 
-    def __init__(self, file: File, strict: bool, rename: Rename, policy: Policy) -> None:
+    def __init__(self, file: File, strict: bool, rename: Rules, policy: Policy) -> None:
         self._file, self._strict, self._rename, self._policy = file, strict, rename, policy
         self._source = Source(file)
         self._fits: list[Fit] = []
@@ -133,16 +139,12 @@ class _Plan:
         reports = [LoadReport(missing=tuple(f"{key}: not in the file" for key in lacking))]
         for key, module in (("model", model), ("averaged", averaged)):
             if module is not None and key not in lacking:
-                reports.append(self._take_module(key, module))
+                reports.append(self._take_module(key, unwrapped(module)))
         if optimizer is not None and "optimizer" not in lacking:
-            reports.append(self._take_optimizer(optimizer))
-        columns = zip(*reports, strict=True)
-        self.report = LoadReport(*(tuple(chain(*column)) for column in columns))
+            reports.append(self._take_optimizer(optimizer, model))
+        self.report = _joined(reports)
         if self._strict and not self.report.is_empty:
-            raise CheckpointError(
-                f"does not fit:{self.report.listing}\n  (nothing was loaded; strict=False loads "
-                "what fits, and rename={...} changes saved names)"
-            )
+            raise _refusal(self.report)
         if scheduler is not None and "scheduler" not in lacking:
             self._take_scheduler(scheduler)
 
@@ -154,36 +156,55 @@ class _Plan:
         source = Source(self._file, whole=True)
         return unpack(self._file.description.get(key), source)
 
-    def _take_module(self, key: str, module: torch.nn.Module) -> LoadReport:
+    def _state_dict(self, key: str) -> dict[str, Any]:
         saved = unpack(self._file.description[key], self._source)
         if not isinstance(saved, dict) or not all(isinstance(name, str) for name in saved):
             raise CheckpointError(f"is damaged: {key} is no state dict")
-        saved = renamed(saved, self._rename)
-        found = fit(key, unwrapped(module), saved, strict_dtype=self._policy.dtype == "saved")
+        return saved
+
+    def _take_module(self, key: str, module: torch.nn.Module) -> LoadReport:
+        saved = self._state_dict(key)
+        own = set(names_inside(module, module.state_dict()).values())
+        names = matched_names(saved, self._rename, own)
+        saved = {names[name]: value for name, value in saved.items()}
+        converts = self._policy.dtype != "saved"
+        found = fit(key, module, saved, self._source, strict_dtype=not converts)
         self._fits.append(found)
         return found.report
 
-    def _take_optimizer(self, optimizer: Optimizer) -> LoadReport:
+    def _take_optimizer(self, optimizer: Optimizer, model: Any) -> LoadReport:
         packed = checked_optimizer(self._file.description["optimizer"])
-        report = kinds(optimizer, packed, self._rename, self._policy)
-        state_dict = state_dict_with(packed, self._source, self._rename)
+        own = [name for group in optimizer.param_groups for name in group["param_names"]]
+        names = matched_names(packed["params"], self._rename, own, self._tied(model))
+        state_dict = state_dict_with(packed, self._source, names)
+        report = kinds(optimizer, packed, names, self._policy)
+        others = rule_differences(optimizer, packed, state_dict["param_groups"])
+        if others:
+            # neither its state nor its hyperparameters mean anything here
+            groups = optimizer.param_groups, state_dict["param_groups"]
+            matched = match(rule_of(optimizer), *groups, strict=False)
+            return _joined([LoadReport(mismatched=tuple(others)), matched.report, report])
         policy = Policy(self._policy.dtype, rule_of(optimizer), deferred=True)
         try:
             loading = optimizer._prepare_load(state_dict, self._strict, policy)
-        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        # hooks, and checks that users have written, raise whatever they like
+        except Exception as error:
             raise CheckpointError(f"does not fit: {error} (nothing was loaded)") from error
-        self._optimizer = optimizer, loading
-        return LoadReport(*(a + b for a, b in zip(report, loading.report, strict=True)))
+        self._optimizer = optimizer, _without_misfits(optimizer, loading)
+        return _joined([report, loading.report])
+
+    def _tied(self, model: Any) -> list[list[str]]:
+        """The names that mean one tensor, in the file's model and in the one that is given."""
+        own = [] if model is None else aliases(unwrapped(model)).values()
+        return [*own, *ties(self._file.description.get("model"), self._rename)]
 
     def _take_scheduler(self, scheduler: Any) -> None:
         state = self.whole("scheduler")
-        if self._optimizer is not None:
-            sources = self._optimizer[1].matched.groups
-            state = regrouped(state, scheduler.state_dict(), sources)
         try:
-            # what it refuses, it refuses of a copy
-            stage = Stage(scheduler.optimizer)
-            deepcopy(scheduler, {id(scheduler.optimizer): stage}).load_state_dict(deepcopy(state))
+            if self._optimizer is not None:
+                sources = self._optimizer[1].matched.groups
+                state = schedules.regrouped(state, scheduler.state_dict(), sources)
+            schedules.rehearse(scheduler, state)
         except Exception as error:
             raise CheckpointError(
                 f"does not fit: scheduler: {type(error).__name__}: {error} (nothing was loaded)"
@@ -203,33 +224,43 @@ class _Plan:
         return [(name, as_real(live)) for name, live in named if name is not None]
 
     def commit(self) -> None:
-        """Change everything."""
-        undo = self._commit_optimizer()
-        try:
-            self._file.fill(self._overwritten())
-        except BaseException as error:
-            # a disk that fails now, or an interrupt: there is no memory for a second copy
-            undo()
-            if not isinstance(error, Exception):
-                raise
-            raise CheckpointError(self._half_loaded(error)) from error
+        """Change everything, first what can be undone."""
+        with ExitStack() as undo:
+            self._commit_objects(undo)
+            try:
+                self._file.fill(self._overwritten())
+            except Exception as error:
+                # a disk that fails now: there is no memory for a second copy
+                raise CheckpointError(self._half_loaded(error)) from error
+            undo.pop_all()
         for found in self._fits:
-            found.finish(self._source.name_of)
-        if self._scheduler is not None:
-            scheduler, state = self._scheduler
-            scheduler.load_state_dict(state)
-
-    def _commit_optimizer(self) -> Callable[[], None]:
-        """Load the optimizer, if there is one; returns what undoes it."""
-        if self._optimizer is None:
-            return lambda: None
-        optimizer, loading = self._optimizer
-        state, groups = dict(optimizer.state), [dict(group) for group in optimizer.param_groups]
+            found.finish(self._source)
         try:
-            optimizer._finish_load(loading)
-        except (ValueError, TypeError, KeyError) as error:
-            raise CheckpointError(f"does not fit: {error} (nothing was loaded)") from error
-        return lambda: optimizer._finish_load(loading._replace(state=state, groups=groups))
+            for found in self._fits:
+                found.run_hooks()
+        except Exception as error:
+            raise RuntimeError(
+                f"load: everything was loaded; then a hook of the model raised "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+    def _commit_objects(self, undo: ExitStack) -> None:
+        """Run all code of others that may fail; what undoes it goes onto the stack."""
+        try:
+            if self._optimizer is not None:
+                optimizer, loading = self._optimizer
+                undo.callback(states.restorer(optimizer))
+                optimizer._finish_load(loading)
+            if self._scheduler is not None:
+                scheduler, state = self._scheduler
+                undo.callback(schedules.restorer(scheduler))
+                scheduler.load_state_dict(state)
+            for found in self._fits:
+                found.set_states(undo)
+        except Exception as error:
+            raise CheckpointError(
+                f"does not fit: {type(error).__name__}: {error} (nothing was loaded)"
+            ) from error
 
     def _half_loaded(self, error: Exception) -> str:
         names = shown(sorted(self._file.touched))
@@ -238,3 +269,25 @@ class _Plan:
             "These are overwritten, wholly or in part; everything else is what it was:"
             + "".join(f"\n  {name}" for name in names)
         )
+
+
+def _joined(reports: Sequence[LoadReport]) -> LoadReport:
+    columns = zip(*reports, strict=True)
+    return LoadReport(*(tuple(chain(*column)) for column in columns))
+
+
+def _refusal(report: LoadReport) -> CheckpointError:
+    error = CheckpointError(
+        f"does not fit:{report.listed(LINES)}\n  (nothing was loaded; strict=False loads "
+        "what fits, and rename={...} changes saved names)"
+    )
+    error.report = report
+    return error
+
+
+def _without_misfits(optimizer: Optimizer, loading: Loading) -> Loading:
+    """Without the state that parameters have kept because what is saved does not fit them."""
+    own = optimizer.state
+    saved = [place.param for place in loading.matched.params.values()]
+    kept = {id(p) for p in saved if p in own and loading.state.get(p) is own[p]}
+    return loading._replace(state={k: v for k, v in loading.state.items() if id(k) not in kept})

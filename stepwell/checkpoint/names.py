@@ -1,4 +1,4 @@
-"""Names: which saved one means which of a training's, whatever wrappers and ties are on each side."""
+"""Names: which saved one means which of a training's, with wrappers and ties on either side."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ from torch import nn
 from ..groups.naming import is_inner, plain_name
 from .header import CheckpointError
 
-__all__ = ["Rename", "Rules", "aliases", "checked_rename", "matched_names", "names_inside"]
+__all__ = [
+    "Rename",
+    "Rules",
+    "aliases",
+    "checked_rename",
+    "matched_names",
+    "name_inside",
+    "names_inside",
+]
 
 Rename = Mapping[str, str]
 Rules = Sequence[tuple[re.Pattern[str], str]]
@@ -25,12 +33,13 @@ def names_inside(module: nn.Module, names: Iterable[str]) -> dict[str, str]:
 
     Wrappers may be anywhere in the module; `torch.compile`, say, of a part of it.
     """
-    found = {name: _inside(module, name) for name in names}
+    found = {name: name_inside(module, name) for name in names}
     # a module may have both; then they must be told apart
     return found if len({*found.values()}) == len(found) else {name: name for name in found}
 
 
-def _inside(module: nn.Module | None, name: str) -> str:
+def name_inside(module: nn.Module | None, name: str) -> str:
+    """The name, of anything in this module, without what wrappers put into it."""
     kept = []
     for part in name.split("."):
         if module is None or not is_inner(module, part):
@@ -47,6 +56,17 @@ def aliases(model: nn.Module) -> dict[int, list[str]]:
     for name, param in named:
         found.setdefault(id(param), []).append(inside[name])
     return found
+
+
+def ties(packed: Any, rename: Rules) -> list[list[str]]:
+    """The names, after renaming, that mean one tensor in a state dict as a file has it."""
+    found: dict[str, list[str]] = {}
+    pairs = packed.get("dict") if isinstance(packed, dict) else None
+    for pair in pairs if isinstance(pairs, list) else ():
+        match pair:
+            case [str(name), {"tensor": str(tensor)}]:
+                found.setdefault(tensor, []).append(renamed(plain_name(name), rename))
+    return [names for names in found.values() if len(names) > 1]
 
 
 def checked_rename(rename: Any) -> Rules:
@@ -126,9 +146,7 @@ def _check_unique(names: Mapping[str, str]) -> None:
 
 def _with_prefix(names: Mapping[str, str], own: Collection[str]) -> dict[str, str]:
     """With or without what DistributedDataParallel puts in front, if one side alone has it."""
-    theirs, ours = (
-        {name.startswith(PARALLEL) for name in side} for side in (names.values(), own)
-    )
+    theirs, ours = ({name.startswith(PARALLEL) for name in side} for side in (names.values(), own))
     if theirs == {True} and ours == {False}:
         return {name: new.removeprefix(PARALLEL) for name, new in names.items()}
     if theirs == {False} and ours == {True}:

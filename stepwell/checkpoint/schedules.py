@@ -1,11 +1,14 @@
-"""Schedules: the rates that one has saved for each group go where that group is now."""
+"""Schedules: tried before they are loaded; saved rates go where the group is that had them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
-__all__ = ["regrouped"]
+from ..lr_scheduler.scheduler import Stage
+
+__all__ = ["regrouped", "rehearse", "restorer"]
 
 PER_GROUP = frozenset(
     [
@@ -48,3 +51,37 @@ def _regrouped(key: str, value: Any, own: Any, sources: Sequence[int | None]) ->
 
 def _known(value: Sequence[Any], sources: Sequence[int | None]) -> bool:
     return all(source is None or source < len(value) for source in sources)
+
+
+def restorer(scheduler: Any) -> Callable[[], None]:
+    """What gives a schedule its present state back."""
+    optimizer = getattr(scheduler, "optimizer", None)
+    kept = vars(deepcopy(scheduler, {id(optimizer): optimizer}))
+
+    def restore() -> None:
+        vars(scheduler).clear()
+        vars(scheduler).update(kept)
+
+    return restore
+
+
+def rehearse(scheduler: Any, state: Any) -> None:
+    """Load the state into a copy, which refuses what the schedule would refuse.
+
+    Raises:
+        Exception: whatever the schedule raises
+        ValueError: the state would take the place of a method
+    """
+    optimizer = getattr(scheduler, "optimizer", None)
+    stage = None if optimizer is None else Stage(optimizer)
+    copied = deepcopy(scheduler, {id(optimizer): stage})
+    copied.load_state_dict(deepcopy(state))
+    replaced = _methods(copied) - _methods(scheduler)
+    if replaced:
+        raise ValueError(f"it has {', '.join(sorted(replaced))}, which are no state")
+
+
+def _methods(scheduler: Any) -> set[str]:
+    """The methods, of a schedule and of those in it, that something else stands in place of."""
+    own = {name for name in vars(scheduler) if callable(getattr(type(scheduler), name, None))}
+    return own.union(*map(_methods, vars(scheduler).get("_schedulers", ())))

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from .header import CheckpointError
 
@@ -136,6 +137,8 @@ def _number(value: Any, name: str) -> Any:
 
 
 def _check_kind(tensor: Tensor, name: str) -> None:
+    if is_lazy(tensor):
+        raise TypeError(f"{name} has no shape yet: pass data through the model first")
     if hasattr(tensor, "to_local"):
         raise TypeError(
             f"{name} is spread over processes; save such tensors with torch.distributed.checkpoint"
