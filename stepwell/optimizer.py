@@ -26,9 +26,10 @@ from torch.optim.optimizer import (
 )
 from torch.optim.optimizer import required as required
 
-from .cohort import Scaling, is_elsewhere, local_part
+from .cohort import Scaling, local_part
 from .declaration import Declaration, Flags, declare
 from .hooks import KINDS, Hooks, hooked, outside_graphs, profiled
+from .hyperparameters import is_elsewhere
 from .inspection import check_dense
 from .language import Formula, Transform, program_for
 from .matching import LoadReport, match, refusal

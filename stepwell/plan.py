@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from .backends import Launch, launched, log
-from .cohort import PLAIN_TYPES, Cohort, Facts, Hyperparameters, Scaling, facts_of
+from .cohort import PLAIN_TYPES, Cohort, Facts, Scaling, facts_of
+from .hyperparameters import Hyperparameters
 from .inspection import CAPTURABLE, Group, Inspection, Row
 from .language import Formula, Program
 from .native import tensors

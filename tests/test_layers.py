@@ -26,7 +26,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # The one table of layers: a module imports from rows above its own, and nothing beside itself.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("language", "extra", "hooks", "matching", "quasi_newton", "sparse"),
-    ("cohort", "declaration", "formulas", "lr_scheduler"),
+    ("declaration", "formulas", "hyperparameters", "lr_scheduler"),
+    ("cohort",),
     ("native", "param_groups", "state_dict"),
     ("backends", "groups", "inspection", "state"),
     ("totals",),

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..cohort import Cohort, Facts, Scaling, columns_of, facts_hold, has_gaps_or_overlaps
+from ..cohort import Cohort, Facts, Scaling, facts_hold, has_gaps_or_overlaps
+from ..hyperparameters import columns_of
 from ..language import Program, functions
 from ..language.expr import ALONG, REDUCTIONS, Expr, Graph, Kind
 from ..language.number import Number

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from ..cohort import columns_of
+from ..hyperparameters import columns_of
 from ..language.expr import ALONG, Expr, Kind
 from . import llvm
 from .assembly import CONTEXT, EXTENTS, MEMORY, OPS, Body, declarations

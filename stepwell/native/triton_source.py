@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
-from ..cohort import columns_of
+from ..hyperparameters import columns_of
 from ..language.expr import Expr, Kind
 from ..language.program import Program
 from .schedule import LEAVES, Schedule
