@@ -396,3 +396,52 @@ def test_a_total_over_a_group_does_not_depend_on_the_order() -> None:
     for one, other in zip(first, last, strict=True):
         assert_same_bits(one["d"], other["d"], "d")
         assert_same_bits(one["s"], other["s"], "s")
+
+
+# NaN and rounding to bfloat16
+
+# the payload that GPUs write, others that rounding up would carry away, and signalling ones
+STRANGE = (0x7FFFFFFF, -1, 0x7FFF8000, 0x7FFFC000, 0x7F800001, -0x7FFFFF, 0x7FC00000)
+
+
+@pytest.mark.tiny
+def test_every_bfloat16_comes_through_a_step() -> None:
+    bits = torch.arange(-(2**15), 2**15, dtype=torch.int16)
+    param = torch.nn.Parameter(torch.zeros(len(bits), dtype=torch.bfloat16))
+    param.grad = bits.view(torch.bfloat16)
+    stepwell.SGD([param], lr=1.0).step()
+    # 0 - 0 is 0, whatever the sign
+    torch.testing.assert_close(param.detach(), -param.grad, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.tiny
+@pytest.mark.parametrize("dtype", **named((torch.float32, torch.float16)))
+@pytest.mark.parametrize(
+    ("rule", "name"), [(stepwell.AdamW, "exp_avg"), (stepwell.RMSprop, "momentum_buffer")]
+)
+def test_no_nan_of_wider_state_is_rounded_to_a_number(
+    rule: Any, name: str, dtype: torch.dtype
+) -> None:
+    nans = torch.tensor(STRANGE, dtype=torch.int32).repeat(5).view(torch.float32)
+    if dtype is torch.float16:
+        nans = torch.tensor((0x7FFF, -1, 0x7C01, 0x7E00), dtype=torch.int16).view(dtype).repeat(9)
+    param = torch.nn.Parameter(torch.zeros(len(nans), dtype=torch.bfloat16))
+    param.grad = torch.ones_like(param)
+    optimizer = rule([param], **({"momentum": 0.9} if name == "momentum_buffer" else {}))
+    optimizer.init_state()
+    optimizer.state[param][name] = nans.clone()
+    optimizer.step()
+    assert param.isnan().all()
+    assert optimizer.state[param][name].isnan().all()
+
+
+@pytest.mark.tiny
+@pytest.mark.parametrize("bits", STRANGE)
+def test_no_nan_among_the_numbers_is_rounded_to_one(bits: int) -> None:
+    param = torch.nn.Parameter(torch.zeros(40, dtype=torch.bfloat16))
+    param.grad = torch.ones_like(param)
+    optimizer = stepwell.AdamW([param])
+    optimizer.init_state()
+    optimizer.state[param]["step"].view(torch.int32).fill_(bits)
+    optimizer.step()
+    assert param.isnan().all()

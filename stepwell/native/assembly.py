@@ -54,12 +54,26 @@ WITHOUT_FMA = {"fma": ["fmul {t} {0}, {1}", "fadd {t} {a}, {2}"]}
 
 @dataclass(frozen=True)
 class Memory:
-    """How a dtype lies in memory, and the instructions from there to float and back."""
+    """How a dtype lies in memory, and the instructions from there to float and back.
+
+    `encode_tame` will do where no NaN has bits in the half that is rounded away.
+    """
 
     type: str
     size: int
     decode: tuple[str, ...] = ()
     encode: tuple[str, ...] = ()
+    encode_tame: tuple[str, ...] = ()
+
+
+TO_NEAREST_EVEN = (
+    "bitcast float {0} to i32",
+    "lshr i32 {a}, 16",
+    "and i32 {b}, 1",
+    "add i32 {c}, 32767",
+    "add i32 {a}, {d}",
+    "lshr i32 {e}, 16",
+)
 
 
 MEMORY = {
@@ -72,19 +86,25 @@ MEMORY = {
         2,
         ("zext i16 {0} to i32", "shl i32 {a}, 16", "bitcast i32 {b} to float"),
         (
-            "bitcast float {0} to i32",
-            "lshr i32 {a}, 16",
-            "and i32 {b}, 1",
-            "add i32 {c}, 32767",
-            "add i32 {a}, {d}",
-            "lshr i32 {e}, 16",
+            *TO_NEAREST_EVEN,
             "fcmp uno float {0}, 0.0",
             "or i32 {b}, 64",
             "select i1 {g}, i32 {h}, i32 {f}",
             "trunc i32 {i} to i16",
         ),
+        (*TO_NEAREST_EVEN, "trunc i32 {f} to i16"),
     ),
 }
+
+# What is rounded up past the last NaN becomes -0: a NaN from wider memory loses its lower bits.
+TAME = (
+    "bitcast float {0} to i32",
+    "and i32 {a}, -65536",
+    "or i32 {b}, 4194304",
+    "bitcast i32 {c} to float",
+    "fcmp uno float {0}, 0.0",
+    "select i1 {e}, float {d}, float {0}",
+)
 
 # The words of the table that `run` is given; all are 64 bits wide.
 CONTEXT = (
@@ -142,10 +162,14 @@ ADDRESSING = ("add ", "mul ", "getelementptr ")
 
 
 class Body:
-    """The instructions of one function while they are written."""
+    """The instructions of one function while they are written.
 
-    def __init__(self, kind: str = "double") -> None:
+    With `tames` no NaN has lower bits, which arithmetic hands on but never makes.
+    """
+
+    def __init__(self, kind: str = "double", *, tames: bool = False) -> None:
         self.kind = kind
+        self._tames = tames
         self.lines: list[str] = []
         self._names = count()
         self._addresses: dict[str, str] = {}
@@ -221,13 +245,19 @@ class Body:
         """Read one element, in the kind of this function."""
         memory = MEMORY[dtype]
         value = self.emit_all(memory.decode, self.emit(f"load {memory.type}, ptr {at}"))
-        return self.convert(value, "double" if memory.size == 8 else "float", self.kind)
+        value = self.convert(value, "double" if memory.size == 8 else "float", self.kind)
+        return value if memory.encode_tame else self.tamed(value)
 
     def store(self, dtype: torch.dtype, value: str, at: str) -> None:
         """Round and write one element."""
         memory = MEMORY[dtype]
         value = self.convert(value, self.kind, "double" if memory.size == 8 else "float")
-        self.do(f"store {memory.type} {self.emit_all(memory.encode, value)}, ptr {at}")
+        encode = (self._tames and memory.encode_tame) or memory.encode
+        self.do(f"store {memory.type} {self.emit_all(encode, value)}, ptr {at}")
+
+    def tamed(self, value: str) -> str:
+        """A number from outside as this function may use it."""
+        return self.emit_all(TAME, value) if self._tames else value
 
     def convert(self, value: str, have: str, want: str) -> str:
         """Widen or round between float and double."""

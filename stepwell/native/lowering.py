@@ -14,10 +14,12 @@ operations wherever it lies, so results are the same bits for any number of thre
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from ..hyperparameters import columns_of
@@ -80,6 +82,13 @@ class Lowering(Schedule):
         # a dense gradient's block starts where its parameter's does
         tables = {"blocks": np.column_stack([blocks, blocks[:, 1]]), "first_block": first}
         return Layout(tables, blocks[:, 2])
+
+    @cached_property
+    def tames(self) -> bool:
+        """Whether loops have no NaN with lower bits, so that each bfloat16 is rounded in less."""
+        rounded = sum(self.dtypes[name] is torch.bfloat16 for name in self.element_outputs)
+        wider = sum(self.dtypes[name] is not torch.bfloat16 for name in self.elements)
+        return self.kind == "float" and rounded > wider
 
     # The numbers of each parameter
 
@@ -207,10 +216,11 @@ class Lowering(Schedule):
 
     def sweep(self, k: int) -> str:
         """sweep_K: the loop over one block of elements."""
-        body = Body(self.kind)
+        body = Body(self.kind, tames=self.tames)
         reductions = self.reductions_at(k)
         numbers = {
-            node: body.item(self.kind, "%numbers", column) for node, column in self.columns.items()
+            node: body.tamed(body.item(self.kind, "%numbers", column))
+            for node, column in self.columns.items()
         }
         body.do("%some = icmp sgt i64 %count, 0", "br i1 %some, label %loop, label %end", "loop:")
         body.do("%i = phi i64 [ 0, %0 ], [ %i1, %loop ]")

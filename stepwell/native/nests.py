@@ -141,7 +141,7 @@ class Nest:
 
     def __init__(self, lowering: Slices, over: Over, k: int) -> None:
         self.lowering, self.over, self.k = lowering, over, k
-        self.body = Body(lowering.kind)
+        self.body = Body(lowering.kind, tames=lowering.tames)
         self.arrays = lowering.arrays(over, k)
         reductions = lowering.reductions(over, k)
         self.stacked = [node for node in reductions if node in lowering.stacks]
@@ -188,7 +188,9 @@ class Nest:
     def _read_numbers(self, wanted: list[Expr]) -> None:
         body, columns = self.body, self.lowering.columns
         read = [node for node in wanted if node in columns]
-        numbers = {node: body.item(body.kind, "%numbers", columns[node]) for node in read}
+        numbers = {
+            node: body.tamed(body.item(body.kind, "%numbers", columns[node])) for node in read
+        }
         for node in wanted:
             if node.kind is not Kind.ELEMENT:
                 self.values[node] = self.lowering._number(body, node, numbers)
