@@ -48,7 +48,7 @@ class Case:
 
     def takes(self, dtype: torch.dtype) -> bool:
         """Whether the rule updates such parameters: complex numbers have no rows and columns."""
-        return not (dtype.is_complex and self.rule is stepwell.Adafactor)
+        return not (dtype.is_complex and issubclass(self.rule, stepwell.Adafactor))
 
     def _fresh(self) -> dict[str, Any]:
         return {name: _copied(value) for name, value in self.options.items()}

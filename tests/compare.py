@@ -7,7 +7,7 @@ mean size of its kind.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -121,10 +121,18 @@ def everything(optimizer: Any) -> dict[Entry, Tensor]:
     for index, param in enumerate(params):
         found[Entry(index, "param")] = param.detach()
         for name, value in sorted(optimizer.state.get(param, {}).items()):
-            # torch lists a momentum that has not started yet as None
-            if value is not None:
-                found[Entry(index, name)] = torch.as_tensor(value).detach()
+            for kind, item in _items(name, value):
+                found[Entry(index, kind)] = torch.as_tensor(item).detach()
     return found
+
+
+def _items(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """An entry of state; LBFGS has lists, and what has not started yet is None."""
+    if isinstance(value, (list, tuple)):
+        for number, item in enumerate(value):
+            yield from _items(f"{name}.{number}", item)
+    elif value is not None:
+        yield name, value
 
 
 Snapshot = Mapping[Entry, Tensor]

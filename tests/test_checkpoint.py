@@ -122,34 +122,6 @@ def test_each_rule(path, case, dtype):
     assert_same_training(resumed, optimizer, "one step later")
 
 
-def test_rules_that_are_no_formula_and_averages(path):
-    for make in (
-        lambda m: stepwell.LBFGS(m.named_parameters(), history_size=3, max_iter=4),
-        lambda m: stepwell.Muon([(n, p) for n, p in m.named_parameters() if p.dim() == 2]),
-        lambda m: stepwell.averaged(stepwell.AdamW)(m.named_parameters()),
-    ):
-        models = small_model(), small_model(1)
-        optimizers = [make(m) for m in models]
-
-        def train_on(model, optimizer):
-            def closure():
-                optimizer.zero_grad()
-                loss = model(numbers((5, 3), torch.float32, 1)).square().sum()
-                loss.backward()
-                return loss
-
-            for _ in range(3):
-                optimizer.step(closure)
-
-        train_on(models[0], optimizers[0])
-        save(path, model=models[0], optimizer=optimizers[0])
-        load(path, model=models[1], optimizer=optimizers[1])
-        for model, optimizer in zip(models, optimizers, strict=True):
-            train_on(model, optimizer)
-        for one, other in zip(models[1].parameters(), models[0].parameters(), strict=True):
-            assert_same_bits(one, other, type(optimizers[0]).__name__)
-
-
 def test_hyperparameters_keep_their_types(path):
     weight = nn.Parameter(torch.ones(2))
     optimizer = stepwell.AdamW(

@@ -136,7 +136,7 @@ def lerp(start: Any, end: Any, weight: Any) -> Any:
     graph = _graph(start, end, weight)
     if graph is not None:
         return graph.apply("lerp", start, end, weight)
-    if isinstance(start, Tensor) and isinstance(end, Tensor):
+    if isinstance(start, Tensor) and isinstance(end, Tensor) and start.dtype == end.dtype:
         return torch.lerp(start, end, weight)
     return start + weight * (end - start)
 
