@@ -73,8 +73,9 @@ def test_show(path, capsys):
     assert rows["model.0.weight"] == ["model.0.weight", "(4,", "3)", "float32", norm, "48"]
     moment = optimizer.state[model[1].bias]["exp_avg"]
     assert rows["optimizer.1.bias.exp_avg"][1:] == [
-        "(2,)", "float32", f"{float(moment.double().norm()):.4g}", "8", "3",
+        "(2,)", "float32", f"{float(moment.double().norm()):.4g}", "8",
     ]  # fmt: skip
+    assert rows["1.bias"] == ["1.bias", "0", "(2,)", "float32", "3"]
 
 
 def test_show_does_nothing_to_a_terminal(path, capsys):

@@ -7,15 +7,18 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
 from rich.text import Text
 
 from .convert import convert
+from .difference import difference
 from .header import CheckpointError
 from .reading import opened, verify
-from .show import difference, groups_table, heading, printable, tensors_table
+from .show import groups_table, heading, params_table, printable, tensors_table
 
-WIDTH = 132
-"""Columns, where the output goes to no terminal."""
+WIDTH = 100_000
+"""Columns, where the output goes to no terminal: there nothing is folded."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,16 +63,26 @@ def _show(args: argparse.Namespace, console: Console) -> int:
     with opened(args.file) as file:
         console.print(Text(f"{args.file}: {heading(file)}"))
         if "optimizer" in file.description:
-            console.print(groups_table(file))
-        console.print(tensors_table(file))
+            _print(console, groups_table(file))
+            _print(console, params_table(file))
+        _print(console, tensors_table(file))
     return 0
 
 
 def _diff(args: argparse.Namespace, console: Console) -> int:
     with opened(args.first) as one, opened(args.second) as other:
         found = difference(one, other)
-    console.print("no difference" if found is None else found)
-    return int(found is not None)
+    if found is None:
+        console.print("no difference")
+        return 0
+    _print(console, found)
+    return 1
+
+
+def _print(console: Console, table: Table) -> None:
+    """Print a table, and let a terminal break lines that are too long even with names folded."""
+    least = Measurement.get(console, console.options, table).minimum
+    console.print(table, width=max(least, console.width), crop=False)
 
 
 def _verify(args: argparse.Namespace, console: Console) -> int:

@@ -1,9 +1,8 @@
-"""What is in a file, and what differs between two, as tables for people."""
+"""What is in a file, as tables for people."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from rich import box
@@ -11,11 +10,27 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from .header import Entry
 from .reading import File
 from .states import checked_optimizer
 from .values import unpack
 
-__all__ = ["difference", "groups_table", "heading", "tensors_table"]
+__all__ = [
+    "dtype_of",
+    "groups_table",
+    "heading",
+    "params_table",
+    "printable",
+    "shape_of",
+    "table",
+    "tensors_table",
+]
+
+LONG = ("change", "hyperparameters", "parameter", "tensor", "what")
+"""Columns of long texts."""
+
+NUMBERS = ("bytes", "differ", "group", "largest", "norm", "parameters", "steps")
+"""Columns that are aligned at their right."""
 
 
 def heading(file: File) -> str:
@@ -39,39 +54,70 @@ def heading(file: File) -> str:
 
 def groups_table(file: File) -> Table:
     """The groups of the optimizer: how many parameters, and the hyperparameters."""
-    table = _table("group", "parameters", "hyperparameters")
-    packed = checked_optimizer(file.description["optimizer"])
-    for index, group in enumerate(packed["groups"]):
+    found = table("group", "parameters", "hyperparameters")
+    for index, group in enumerate(checked_optimizer(file.description["optimizer"])["groups"]):
         values = _values(file, group)
         params = values.pop("params", ())
         shown = ", ".join(f"{key}={_short(value)}" for key, value in values.items())
-        table.add_row(str(index), str(len(params)), Text(printable(shown)))
-    return table
+        found.add_row(str(index), f"{len(params):,}", Text(printable(shown)))
+    return found
+
+
+def params_table(file: File) -> Table:
+    """The parameters of the optimizer, in the order of their groups: those without state too."""
+    found = table("parameter", "group", "shape", "dtype", "steps")
+    packed = checked_optimizer(file.description["optimizer"])
+    for index, group in enumerate(packed["groups"]):
+        for name in map(str, _values(file, group).get("params", ())):
+            shape, dtype = _recorded(packed["params"].get(name))
+            cells = (name, index, shape, dtype, _steps(packed["state"].get(name)))
+            found.add_row(*(Text(printable(cell)) for cell in cells))
+    return found
+
+
+def _recorded(kind: Any) -> tuple[str, str]:
+    """The shape and dtype that were saved of a parameter; files of torch do not have them."""
+    if not isinstance(kind, list) or len(kind) != 2 or not isinstance(kind[0], list):
+        return "", ""
+    return str(tuple(kind[0])), str(kind[1])
+
+
+def _steps(entry: Any) -> str:
+    """How many steps a parameter has taken, if its state says so."""
+    if entry is None:
+        return "no state"
+    # only numbers are asked for, tensors are not read
+    state = unpack(entry, lambda *_: torch.empty(0))
+    return _short(state["step"]) if isinstance(state, dict) and "step" in state else ""
 
 
 def tensors_table(file: File) -> Table:
-    """All tensors by their names, with their norms and sizes, and the steps of each parameter."""
-    table = _table("tensor", "shape", "dtype", "norm", "bytes", "steps")
-    steps = _steps(file)
+    """All tensors by their names, with their norms and sizes."""
+    found = table("tensor", "shape", "dtype", "norm", "bytes")
     for name in sorted(file.header.entries):
         tensor = file.tensor(name)
-        table.add_row(
+        found.add_row(
             Text(printable(name)),
-            _shape(tensor),
-            _dtype(tensor),
+            shape_of(tensor),
+            dtype_of(tensor),
             f"{_norm(tensor):.4g}",
             f"{tensor.nbytes:,}",
-            steps.get(name.removeprefix("optimizer.").rpartition(".")[0], ""),
         )
-    return table
+    return found
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+def table(*columns: str) -> Table:
+    """An empty table; on narrow terminals its long texts are folded, and nothing else."""
+    found = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        to_the_right = column in ("norm", "bytes", "steps", "parameters", "largest", "differ")
-        table.add_column(column, justify="right" if to_the_right else "left", overflow="fold")
-    return table
+        found.add_column(
+            column,
+            justify="right" if column in NUMBERS else "left",
+            overflow="fold",
+            no_wrap=column not in LONG,
+            min_width=16 if column in LONG else None,
+        )
+    return found
 
 
 def printable(text: Any) -> str:
@@ -90,105 +136,14 @@ def _short(value: Any) -> str:
     return f"{value.item():g}" if isinstance(value, Tensor) and value.numel() == 1 else str(value)
 
 
-def _steps(file: File) -> dict[str, str]:
-    """How many steps each parameter has taken."""
-    if "optimizer" not in file.description:
-        return {}
-    found = {}
-    for name, entry in checked_optimizer(file.description["optimizer"])["state"].items():
-        # only numbers are asked for, tensors are not read
-        step = unpack(entry, lambda *_: torch.empty(0))
-        if isinstance(step, dict) and "step" in step:
-            found[name] = _short(step["step"])
-    return found
-
-
-def _shape(tensor: Tensor) -> str:
+def shape_of(tensor: Tensor | Entry) -> str:
     return str(tuple(tensor.shape))
 
 
-def _dtype(tensor: Tensor) -> str:
+def dtype_of(tensor: Tensor | Entry) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
 def _norm(tensor: Tensor) -> float:
     wide = tensor.double() if tensor.is_floating_point() else tensor.to(torch.float64)
     return float(torch.linalg.vector_norm(wide))
-
-
-class Change(NamedTuple):
-    """One thing that differs."""
-
-    name: str
-    what: str
-    largest: str = ""
-    differ: str = ""
-
-
-def difference(one: File, other: File) -> Table | None:
-    """What differs between two files, or None: tensors, hyperparameters, everything else."""
-    changes = [*_tensor_changes(one, other), *_value_changes(one, other)]
-    if not changes:
-        return None
-    table = _table("what", "change", "largest", "differ")
-    for change in changes:
-        table.add_row(*(Text(printable(text)) for text in change))
-    return table
-
-
-def _tensor_changes(one: File, other: File) -> list[Change]:
-    changes = []
-    for name in sorted(one.header.entries.keys() | other.header.entries.keys()):
-        if name not in other.header.entries:
-            changes.append(Change(name, "only in the first"))
-        elif name not in one.header.entries:
-            changes.append(Change(name, "only in the second"))
-        else:
-            changes += _compared(name, one.tensor(name), other.tensor(name))
-    return changes
-
-
-def _compared(name: str, a: Tensor, b: Tensor) -> list[Change]:
-    if a.shape != b.shape or a.dtype != b.dtype:
-        kinds = [f"{_dtype(tensor)} {_shape(tensor)}" for tensor in (a, b)]
-        return [Change(name, " -> ".join(kinds))]
-    wide, others = a.double(), b.double()
-    differs = (wide != others) & ~(wide.isnan() & others.isnan())
-    if not differs.any():
-        return []
-    largest = float((wide - others)[differs].abs().max())
-    count = f"{int(differs.sum()):,} of {a.numel():,}"
-    return [Change(name, "values", f"{largest:.4g}", count)]
-
-
-def _value_changes(one: File, other: File) -> list[Change]:
-    flat, others = (_flat(_without_digests(file.description), "") for file in (one, other))
-    names = dict.fromkeys([*flat, *others])
-    return [
-        Change(name, f"{flat.get(name, 'nothing')} -> {others.get(name, 'nothing')}")
-        for name in names
-        if flat.get(name) != others.get(name)
-    ]
-
-
-def _without_digests(description: Mapping[str, Any]) -> dict[str, Any]:
-    # a tensor whose digest differs is compared itself
-    return {key: value for key, value in description.items() if key != "digests"}
-
-
-def _flat(value: Any, name: str) -> dict[str, str]:
-    """The plain values in JSON, by where they stand."""
-    if isinstance(value, dict):
-        if set(value) == {"dict"} and isinstance(value["dict"], list):
-            # pairs of keys and values
-            pairs = [pair for pair in value["dict"] if isinstance(pair, list) and len(pair) == 2]
-            return _flat({str(key): item for key, item in pairs}, name)
-        items: Any = value.items()
-    elif isinstance(value, list) and value:
-        items = enumerate(value)
-    else:
-        return {name: str(value)}
-    found: dict[str, str] = {}
-    for key, item in items:
-        found |= _flat(item, f"{name}.{key}" if name else str(key))
-    return found
