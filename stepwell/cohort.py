@@ -13,7 +13,7 @@ from torch import Tensor
 from .hyperparameters import Hyperparameters, is_elsewhere
 from .language import Program
 from .language.fields import Slot
-from .sparse import check_rows
+from .sparse import as_it_says, check_rows
 
 __all__ = [
     "PLAIN_TYPES",
@@ -94,6 +94,12 @@ def is_expanded(tensor: Tensor) -> bool:
     return any(n > 1 and not step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
 
 
+def place_of(group: Mapping[str, Any], index: int, number: int) -> str:
+    """What messages call a parameter: its group, and its name or its number there."""
+    names = group.get("param_names")
+    return f"group {index}, parameter {repr(names[number]) if names else number}"
+
+
 @dataclass
 class Cohort:
     """The parameters of one launch, with their groups and states, in the optimizer's order.
@@ -129,13 +135,14 @@ class Cohort:
                 if grad is not None and grad.is_sparse:
                     check_rows(grad, self.gradient_of(row))
         if self.densify:
-            return [g.to_dense() if g is not None and g.is_sparse else g for g in grads]
+            return [as_it_says(g).to_dense() if g is not None and g.is_sparse else g for g in grads]
         return grads
 
     def gradient_of(self, row: int) -> str:
         """The gradient of one parameter, in words."""
-        shape = tuple(self.params[row].shape)
-        return f"{self.program.name}: the gradient of a parameter of shape {shape}"
+        group, index, param = self.group(row), self.group_indices[row], self.params[row]
+        number = next(i for i, known in enumerate(group["params"]) if known is param)
+        return f"{self.program.name}: the gradient of {place_of(group, index, number)}"
 
     def present(self) -> tuple[Cohort, list[Tensor]]:
         """The part of the cohort that has gradients in this step, and these."""

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .cohort import is_expanded, is_misshapen, keeps_numbers_on_device, state_shape
+from .cohort import is_expanded, is_misshapen, keeps_numbers_on_device, place_of, state_shape
 from .language import Formula, Program
 from .language.expr import NoDimensionError
 from .language.program import program_for
@@ -120,7 +120,7 @@ class Inspection:
         try:
             return self._program(group, frozenset(), param.dim())
         except NoDimensionError as error:
-            where = _where(group, index, number)
+            where = place_of(group, index, number)
             raise RuntimeError(f"{error} ({where} has shape {tuple(param.shape)})") from error
 
     def _check_row(self, row: Row, group: Group, have: Any) -> None:
@@ -232,7 +232,7 @@ class Inspection:
         )
 
     def _where(self, row: Row) -> str:
-        return _where(self._groups[row.group], row.group, row.number)
+        return place_of(self._groups[row.group], row.group, row.number)
 
     def check_capturable(self, device: torch.device) -> None:
         """A graph repeats what the device did; what the host did would stay as it is now.
@@ -257,11 +257,6 @@ class Inspection:
                     f"{words} (group {index}: {name} counts its steps on the host; construct it "
                     "with fused=True, and take a step before the capture)"
                 )
-
-
-def _where(group: Group, index: int, number: int) -> str:
-    names = group.get("param_names")
-    return f"group {index}, parameter {repr(names[number]) if names else number}"
 
 
 def _lacks(state: Any, name: str) -> bool:

@@ -47,6 +47,10 @@ ELSEWHERE = {
         "test_sparse",
         "test_rows_that_do_not_exist",
     ),
+    "a sparse gradient that says it is coalesced, and has rows twice": (
+        "test_sparse",
+        "test_a_gradient_that_says_it_is_coalesced_and_is_not",
+    ),
     "`Muon`, parameters of more than two dimensions": (
         "test_muon",
         "test_convolutions_are_matrices_of_out_channels_and_the_rest",
@@ -546,6 +550,26 @@ def _() -> None:
         else:
             p = stepped(optimizer, one_row()).param_groups[0]["params"][0]
             assert p.to_dense()[:, 0].tolist() == [0, 0.5, 0, 0, 0]
+
+
+@shows("a gradient that lies in the memory of another parameter")
+def _() -> None:
+    """`Adafactor`, whose sums over a gradient come before any update."""
+
+    def moved(library: Any, **options: Any) -> Tensor:
+        first, second = (
+            torch.nn.Parameter(values) for values in torch.randn(2, 4, 4, generator=draw())
+        )
+        first.grad, second.grad = torch.randn(4, 4, generator=draw()), first.data
+        library.Adafactor([first, second], lr=0.1, **options).step()
+        return second.detach()
+
+    def draw() -> torch.Generator:
+        return torch.Generator().manual_seed(0)
+
+    expected = moved(torch.optim)
+    torch.testing.assert_close(moved(stepwell, fused=False), expected)
+    assert not torch.allclose(moved(stepwell), expected)
 
 
 # Scalers

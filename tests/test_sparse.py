@@ -168,6 +168,27 @@ def test_repetitions_are_added_up_before_the_update() -> None:
 
 
 @pytest.mark.parametrize("fused", [None, False])
+@pytest.mark.parametrize("case", **named(CASES))
+def test_a_gradient_that_says_it_is_coalesced_and_is_not(case: Case, fused: bool | None) -> None:
+    """Told by its rows, in every step: they are added up as those of one that says the truth."""
+    found = []
+    for lies in (True, False):
+        params = [nn.Parameter(numbers((6, *tail), torch.float32, 0)) for tail in ((3,), (2, 3))]
+        optimizer = case.make(params, fused=fused)
+        for step in range(3):
+            order = [4, 1, 1, 4, 0] if step % 2 else [0, 1, 4, 4, 5]
+            for param, dims in zip(params, (1, 2), strict=True):
+                indices = torch.tensor([order, [1] * 5][:dims])
+                values = numbers((5, 3), torch.float32, step)
+                param.grad = torch.sparse_coo_tensor(
+                    indices, values, param.shape, is_coalesced=lies, check_invariants=False
+                )
+            optimizer.step()
+        found.append(optimizer)
+    assert_same_training(*found, case.name)
+
+
+@pytest.mark.parametrize("fused", [None, False])
 @pytest.mark.parametrize("case", **named(IDLE))
 def test_rows_that_are_absent_are_not_touched(case: Case, fused: bool | None) -> None:
     param = nn.Parameter(numbers((50, 7), torch.float32, 0))
@@ -383,6 +404,7 @@ def test_rows_that_do_not_exist(
     )
     said = str(refused(optimizer.step))
     assert f"index {next(i for [i] in index if i)} in dimension" in said
+    assert said.startswith(f"{case.rule.__name__}: the gradient of group 0, parameter 1 has index")
     for param, old in zip(params, before, strict=True):
         assert torch.equal(param, old)
 

@@ -57,6 +57,15 @@ def _compiled(
     return schedule, builtin(library, "run")
 
 
+def _shares(work: npt.NDArray[np.int64], threads: int) -> npt.NDArray[np.int64]:
+    """The first block of each thread, so that all have about the same to do, and the end."""
+    # to go to a block takes some time too
+    ends = np.concatenate([[0], np.cumsum(work + 64)])
+    bounds = np.searchsorted(ends, np.linspace(0, ends[-1], threads + 1)).astype(np.int64)
+    bounds[-1] = len(work)
+    return bounds
+
+
 class Launch:
     """The tables of a cohort, and the compiled program that works through them."""
 
@@ -80,11 +89,10 @@ class Launch:
         assert isinstance(rows, RowReading)
         if not rows.load():
             return False
-        for name, table in (("blocks", rows.blocks), ("first_block", rows.first)):
-            self._tables[name] = table
-            self._context[CONTEXT.index(name)] = table.ctypes.data
-        self._work = np.concatenate([[0], np.cumsum(rows.blocks[:, 2] + 64)])
-        self._most_threads = max(1, int(self._work[-1]) // GRAIN)
+        # kept, for what is written down is an address
+        self._tables["blocks"] = rows.blocks
+        self._context[CONTEXT.index("blocks")] = rows.blocks_at
+        self._most_threads = max(1, rows.work // GRAIN)
         self._threads = 0
         return True
 
@@ -93,7 +101,8 @@ class Launch:
         self._layout = layout = schedule.layout(cohort.params, sizes, BLOCK)
         width, columns = max(len(schedule.reduced), 1), max(len(schedule.columns), 1)
         number = np.float64 if schedule.kind == "double" else np.float32
-        self._work = np.concatenate([[0], np.cumsum(layout.work + 64)])
+        self._alone = np.zeros(2, np.int64)
+        self._alone_at = self._alone.ctypes.data
         self._tables: dict[str, npt.NDArray[Any]] = {
             "addresses": self._reading.addresses,
             "hyperparameters": cohort.hyperparameters.table,
@@ -104,6 +113,8 @@ class Launch:
             "numels": sizes.astype(np.float64),
             **layout.tables,
         }
+        if isinstance(self._reading, RowReading):
+            self._tables["first_block"] = self._reading.first
         self._most_threads = max(1, int(sizes.sum()) // GRAIN)
         self._context = np.zeros(len(CONTEXT), np.int64)
         self._context[CONTEXT.index("rows")] = len(sizes)
@@ -155,16 +166,25 @@ class Launch:
             self._sweep(k, k + 1)
 
     def _sweep(self, first: int, last: int) -> None:
-        if self._most_threads > 1 or self._threads == 0:
-            threads = min(openmp.threads(), self._most_threads)
+        most = self._most_threads
+        if most > 1 or self._threads == 0:
+            threads = min(openmp.threads(), most) if most > 1 else 1
             if threads != self._threads:
                 self._share_out(threads)
         self._call(self._context_address, first, last)
 
+    def _work(self) -> npt.NDArray[np.int64]:
+        """How much there is to do in each block."""
+        reading = self._reading
+        return reading.blocks[:, 2] if isinstance(reading, RowReading) else self._layout.work
+
     def _share_out(self, threads: int) -> None:
-        cuts = np.linspace(0, self._work[-1], threads + 1)
-        self._bounds = np.searchsorted(self._work, cuts).astype(np.int64)
-        self._bounds[-1] = len(self._work) - 1
-        self._context[CONTEXT.index("bounds")] = self._bounds.ctypes.data
+        work = self._work()
+        if threads == 1:
+            self._alone[1], bounds_at = len(work), self._alone_at
+        else:
+            self._bounds = _shares(work, threads)
+            bounds_at = self._bounds.ctypes.data
+        self._context[CONTEXT.index("bounds")] = bounds_at
         self._context[CONTEXT.index("threads")] = threads
         self._threads = threads

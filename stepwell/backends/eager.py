@@ -18,6 +18,7 @@ from ..cohort import Cohort, Facts, Scaling, facts_hold, has_gaps_or_overlaps
 from ..language import Program
 from ..language.functions import Asked, answering
 from ..language.number import Number
+from ..sparse import as_it_says
 
 NAME = "eager"
 
@@ -108,7 +109,7 @@ class _Row:
         self.rows: Rows = None
         self.grad = grad
         if grad.layout is torch.sparse_coo:
-            self.grad = grad.coalesce()
+            self.grad = as_it_says(grad).coalesce()
             self.rows = tuple(self.grad.indices())
 
     def evaluate(self, update: Any) -> tuple[Any, dict[str, Any]]:

@@ -7,7 +7,9 @@ such stretches is all that compiled code needs in order to visit these and no ot
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from functools import cache
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..cohort import PLAIN_TYPES, Cohort
-from ..sparse import check_rows
+from ..sparse import as_it_says, check_rows
 from . import llvm, tensors
 from .reading import Reading
 from .schedule import Schedule
@@ -41,7 +43,8 @@ class Rows(NamedTuple):
 IR = """
 ; For each row of a gradient: [parameter, start in there, length, start in the gradient], and in
 ; `first` the number of the first row with its indices. Returns how many are not the first, or
-; {outside}. `held` is a table of 2^(64 - shift) zeros; without it all rows are different.
+; {outside}. `held` is a table of 2^(64 - shift) zeros; without it each row must come after the one
+; before it, or {repeated} is returned.
 define i64 @place(ptr %indices, i64 %count, i64 %dims, ptr %sizes, i64 %param, i64 %length,
                   ptr %blocks, ptr %first, ptr %held, i64 %shift) {{
 entry:
@@ -54,6 +57,7 @@ entry:
 next:
   %n = phi i64 [ 0, %entry ], [ %n1, %advance ]
   %repeated = phi i64 [ 0, %entry ], [ %repeated1, %advance ]
+  %last = phi i64 [ -1, %entry ], [ %number, %advance ]
   %end = icmp eq i64 %n, %count
   br i1 %end, label %done, label %dim
 
@@ -91,7 +95,11 @@ note:
   store i64 %start, ptr %start_at
   store i64 %length, ptr %length_at
   store i64 %grad_start, ptr %grad_start_at
-  br i1 %one_by_one, label %advance, label %hash
+  br i1 %one_by_one, label %compare_last, label %hash
+
+compare_last:
+  %rises = icmp sgt i64 %number, %last
+  br i1 %rises, label %advance, label %turn
 
 hash:
   %spread = mul i64 %number, -7046029254386353131
@@ -135,12 +143,15 @@ found:
   br label %advance
 
 advance:
-  %repeated1 = phi i64 [ %repeated, %note ], [ %found_repeated, %found ]
+  %repeated1 = phi i64 [ %repeated, %compare_last ], [ %found_repeated, %found ]
   %n1 = add i64 %n, 1
   br label %next
 
 done:
   ret i64 %repeated
+
+turn:
+  ret i64 {repeated}
 
 fail:
   ret i64 {outside}
@@ -150,13 +161,51 @@ fail:
 OUTSIDE = -1
 """What `place` returns if an index is out of range."""
 
+REPEATED = -2
+"""What `place` returns if rows that are said to be different and in order are not."""
+
 
 @cache
 def _place() -> tuple[llvm.Library, Any]:
-    library = llvm.load(IR.format(outside=OUTSIDE))
+    library = llvm.load(IR.format(outside=OUTSIDE, repeated=REPEATED))
     address, number = ctypes.c_void_p, ctypes.c_int64
     arguments = (address, *[number] * 2, address, *[number] * 2, *[address] * 3, number)
     return library, ctypes.CFUNCTYPE(number, *arguments)(library.address("place"))
+
+
+class Room:
+    """Where the rows of one parameter's gradients are written down: memory that is used again.
+
+    It grows with the rows. Addresses are kept beside it, since to ask for one takes longer than a
+    short step.
+    """
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        self._sizes = np.array(shape, np.int64)
+        self.sizes = self._sizes.ctypes.data
+        self._make(8)
+
+    def _make(self, count: int) -> None:
+        self._count = count
+        self._blocks, self._first = np.empty((count, 4), np.int64), np.empty(count, np.int64)
+        self._held = np.empty(1 << (2 * count + 1).bit_length(), np.int64)
+        self.blocks, self.first = self._blocks.ctypes.data, self._first.ctypes.data
+        self.held = self._held.ctypes.data
+
+    def fit(self, count: int) -> None:
+        """Have room for so many rows."""
+        if count > self._count:
+            self._make(2 * count)
+
+    def clear(self, count: int) -> int:
+        """Make the table for these rows empty; how far to shift a number that is spread."""
+        bits = (2 * count + 1).bit_length()
+        self._held[: 1 << bits] = 0
+        return 64 - bits
+
+    def written(self, count: int) -> tuple[Table, Table]:
+        """The blocks, and for each the number of the first with its indices."""
+        return self._blocks[:count], self._first[:count]
 
 
 class RowReading(Reading):
@@ -164,7 +213,9 @@ class RowReading(Reading):
 
     Attributes:
         blocks: [parameter, start, length, start in the gradient] of each row, in real numbers
-        first: which block is the first of each parameter, and how many there are
+        blocks_at: the address of this table
+        first: which block is the first of each parameter, and how many there are; it stays in place
+        work: how many numbers there are in all rows, and 64 for each row
     """
 
     def __init__(self, cohort: Cohort, schedule: Schedule) -> None:
@@ -177,8 +228,11 @@ class RowReading(Reading):
         )
         self._factor = 2 if cohort.facts.param_dtype.is_complex else 1
         self._library, self._place = _place()
+        self._rooms = [Room(param.shape) for param in params]
         self._values: list[Tensor] = []
         self.blocks: Table = np.empty((0, 4), np.int64)
+        self.blocks_at = self.blocks.ctypes.data
+        self.work = 0
         self.first: Table = np.zeros(len(params) + 1, np.int64)
 
     def load(self, _: object = None) -> bool:
@@ -200,11 +254,20 @@ class RowReading(Reading):
         for row, rows in enumerate(found):
             if rows is not None:
                 self.addresses[-1, row] = rows.values.data_ptr()
-        tables = [EMPTY if rows is None else rows.blocks for rows in found]
-        self.blocks = tables[0] if len(tables) == 1 else np.concatenate(tables)
-        np.cumsum([len(table) for table in tables], out=self.first[1:])
-        self._values = [rows.values for rows in found if rows is not None]
+        present = [rows for rows in found if rows is not None]
+        self._join([EMPTY if rows is None else rows.blocks for rows in found])
+        numbers = self._factor * sum(rows.values.numel() for rows in present)
+        self.work = numbers + 64 * len(self.blocks)
+        self._values = [rows.values for rows in present]
         return True
+
+    def _join(self, tables: Sequence[Table]) -> None:
+        self.first[1:] = list(accumulate(map(len, tables)))
+        if len(tables) == 1:
+            self.blocks, self.blocks_at = tables[0], self._rooms[0].blocks
+        else:
+            self.blocks = np.concatenate(tables)
+            self.blocks_at = self.blocks.ctypes.data
 
     def _is_as_expected(self, param: Tensor, grad: Tensor | None) -> bool:
         return grad is None or (
@@ -218,29 +281,17 @@ class RowReading(Reading):
     def _load_rows(self, row: int, grad: Tensor) -> Rows:
         """The rows of one gradient, none of them twice."""
         if self._rewrites_grad:
-            grad = grad.coalesce()
-        indices, values = grad._indices().contiguous(), grad._values().detach()
-        values = values.resolve_conj().resolve_neg().contiguous()
-        length, dims = values.shape[1:].numel() * self._factor, grad.sparse_dim()
+            grad = as_it_says(grad).coalesce()
+        indices, values = grad._indices().contiguous(), _plain(grad._values())
+        length = values.shape[1:].numel() * self._factor
         count = len(values) if length else 0
-        blocks, first = np.empty((count, 4), np.int64), np.empty(count, np.int64)
-        bits = (2 * count + 1).bit_length()
-        held = None if grad.is_coalesced() else np.zeros(1 << bits, np.int64)
-        repeated = self._place(
-            indices.data_ptr(),
-            count,
-            dims,
-            np.array(grad.shape[:dims], np.int64).ctypes.data,
-            row,
-            length,
-            blocks.ctypes.data,
-            first.ctypes.data,
-            None if held is None else held.ctypes.data,
-            64 - bits,
-        )
+        repeated = self._look_up(row, indices, count, length, is_sorted=grad.is_coalesced())
+        if repeated == REPEATED:
+            repeated = self._look_up(row, indices, count, length, is_sorted=False)
         if repeated == OUTSIDE:
             check_rows(grad, self.cohort.gradient_of(row))
-        elif repeated:
+        blocks, first = self._rooms[row].written(count)
+        if repeated > 0:
             values, blocks = _summed(values, blocks, first)
         if self._rewrites_grad and values.data_ptr() != grad._values().data_ptr():
             grad = torch.sparse_coo_tensor(
@@ -248,15 +299,44 @@ class RowReading(Reading):
             )
         return Rows(grad, values, blocks)
 
+    def _look_up(
+        self, row: int, indices: Tensor, count: int, length: int, *, is_sorted: bool
+    ) -> int:
+        """Write down where the rows are, and how many of them are repetitions."""
+        room = self._rooms[row]
+        room.fit(count)
+        found: int = self._place(
+            indices.data_ptr(),
+            count,
+            len(indices),
+            room.sizes,
+            row,
+            length,
+            room.blocks,
+            room.first,
+            None if is_sorted else room.held,
+            0 if is_sorted else room.clear(count),
+        )
+        return found
+
     def finish(self) -> None:
         """After the update: the tensors have changed, and gradients can be let go."""
         super().finish()
         self._values = []
 
 
+def _plain(values: Tensor) -> Tensor:
+    """The values without a history, as they lie in memory."""
+    if values.is_conj() or values.is_neg():
+        values = values.resolve_conj().resolve_neg()
+    return values.detach().contiguous()
+
+
 def _summed(values: Tensor, blocks: Table, first: Table) -> tuple[Tensor, Table]:
-    """The values with each row's repetitions added to its first, and the blocks of the first."""
+    """The values with each row's repetitions added to its first; the blocks of others go."""
     is_first = first == np.arange(len(first))
     repeated = torch.from_numpy(np.flatnonzero(~is_first))
     owners = torch.from_numpy(first[~is_first])
-    return values.index_add(0, owners, values[repeated]), blocks[is_first]
+    kept = blocks[is_first]
+    blocks[: len(kept)] = kept
+    return values.index_add(0, owners, values[repeated]), blocks[: len(kept)]
