@@ -1,9 +1,12 @@
 """What does a load do where file and training are not quite alike, or where something fails midway?
 
-Expected values are written out, or are what torch's own `load_state_dict` does with the same module.
+Expected values are written out, or are what torch's own `load_state_dict` makes of the module.
 """
 
 from __future__ import annotations
+
+from functools import partial
+from typing import ClassVar
 
 import pytest
 import torch
@@ -11,6 +14,11 @@ from torch import nn
 
 import stepwell
 from stepwell.checkpoint import CheckpointError, load, save
+from stepwell.checkpoint.convert import from_torch
+from stepwell.language import ClipNorm
+from stepwell.lr_scheduler import StepLR
+
+from .compare import assert_same_training, snapshot
 
 
 @pytest.fixture
@@ -60,3 +68,486 @@ def test_names_that_collide_are_numbered(path):
     tensors = {float("nan"): torch.full((2,), float(i)) for i in range(4)}
     save(path, extra=tensors)
     assert [t.tolist() for t in load(path).extra.values()] == [[i, i] for i in range(4)]
+
+
+def test_tensors_are_on_the_host_whatever_the_default_device_is(path):
+    save(path, extra=[torch.arange(4.0), torch.tensor(2.0)], with_random_state=True)
+    with torch.device("meta"):
+        loaded = load(path, with_random_state=True).extra
+    assert loaded[0].tolist() == [0, 1, 2, 3]
+    assert loaded[1].item() == 2
+
+
+# Tied tensors
+
+
+class Pair(nn.Module):
+    """Two matrices that may be one; large ones are read to where they belong."""
+
+    def __init__(self, order="ab", tied=False, transposed=False, size=300):
+        super().__init__()
+        for name in order:
+            weight = torch.randn(size, size)
+            self.register_parameter(name, nn.Parameter(weight.t() if transposed else weight))
+        if tied:
+            self.register_parameter(order[1], getattr(self, order[0]))
+
+
+def test_two_tensors_do_not_become_one(path):
+    for size in (3, 300):
+        model, tied = Pair(size=size), Pair(tied=True, size=size)
+        before = tied.a.clone()
+        save(path, model=model)
+        with pytest.raises(CheckpointError, match="b and a are one tensor in the model"):
+            load(path, model=tied)
+        assert torch.equal(tied.a, before)
+        # what is the same to the bit is one
+        model.b.data.copy_(model.a)
+        save(path, model=model)
+        load(path, model=tied)
+        assert torch.equal(tied.a, model.a)
+
+
+def test_one_tensor_becomes_two(path):
+    model = Pair(tied=True, size=700)
+    save(path, model=model)
+    for transposed in (False, True):
+        untied = Pair(transposed=transposed, size=700)
+        load(path, model=untied)
+        assert torch.equal(untied.a, model.a)
+        assert torch.equal(untied.b, model.a)
+
+
+def test_tied_parameters_may_be_registered_in_another_order(path):
+    model, other = Pair("ab", tied=True), Pair("ba", tied=True)
+    optimizer = trained(stepwell.AdamW(model.parameters()))
+    save(path, model=model, optimizer=optimizer)
+    resumed = stepwell.AdamW(other.parameters())
+    assert load(path, model=other, optimizer=resumed).report.is_empty
+    assert torch.equal(resumed.state[other.a]["exp_avg"], optimizer.state[model.a]["exp_avg"])
+    # the file knows both names, although the model is not loaded
+    for names in ("a", "b"):
+        alone = stepwell.AdamW([(names, other.a)])
+        load(path, optimizer=alone)
+        assert torch.equal(alone.state[other.a]["exp_avg"], optimizer.state[model.a]["exp_avg"])
+
+
+# Wrappers
+
+
+def test_wrappers_may_be_anywhere_on_either_side(path):
+    def make(wrap=lambda part: part, whole=lambda model: model):
+        return whole(nn.Sequential(wrap(nn.Linear(2, 2)), nn.Linear(2, 2)))
+
+    compiled = partial(torch.compile, backend="eager")
+    wrapped = [
+        make(),
+        make(wrap=compiled),
+        make(wrap=nn.DataParallel),
+        make(whole=nn.DataParallel),
+        make(whole=compiled),
+    ]
+    for model in wrapped:
+        optimizer = trained(stepwell.AdamW(model.named_parameters()))
+        save(path, model=model, optimizer=optimizer, averaged=model)
+        for other in wrapped:
+            resumed = stepwell.AdamW(other.named_parameters())
+            names = resumed.param_groups[0]["param_names"]
+            loaded = load(path, model=other, optimizer=resumed, averaged=other)
+            assert loaded.report.is_empty
+            assert resumed.param_groups[0]["param_names"] == names
+            for one, two in zip(other.parameters(), model.parameters(), strict=True):
+                assert torch.equal(one, two)
+                assert len(resumed.state[one]) == 3
+
+
+def test_what_wrappers_put_before_all_names_is_known_without_a_model(path):
+    model, plain = nn.DataParallel(nn.Linear(2, 2)), nn.Linear(2, 2)
+    for one, other in ((model, plain), (plain, model)):
+        save(path, optimizer=trained(stepwell.AdamW(one.named_parameters())))
+        resumed = stepwell.AdamW(other.named_parameters())
+        load(path, optimizer=resumed)
+        assert len(resumed.state) == 2
+
+
+# Renames
+
+
+def test_names_can_be_swapped(path):
+    model, other = Pair(size=3), Pair(size=3)
+    save(path, model=model)
+    load(path, model=other, rename={"^a$": "b", "^b$": "a"})
+    assert torch.equal(other.a, model.b)
+    assert torch.equal(other.b, model.a)
+
+
+@pytest.mark.parametrize(
+    ("rename", "error", "words"),
+    [
+        ([("a", "b")], TypeError, "rename must be a dict of regular expressions .* got list"),
+        ({"(": "x"}, ValueError, "rename has '\\(': 'x': missing \\)"),
+        ({"a": r"\1"}, ValueError, "invalid group reference"),
+        ({"a": 3}, TypeError, "rename must hold texts, got 'a': 3"),
+    ],
+)
+def test_renames_that_are_none(path, rename, error, words):
+    save(path, model=Pair())
+    with pytest.raises(error, match=words):
+        load(path, model=Pair(), rename=rename)
+
+
+# What cannot be written, or is of another kind
+
+
+def test_models_without_memory_are_refused(path):
+    save(path, model=nn.Linear(4, 4))
+    with torch.device("meta"):
+        on_meta = nn.Linear(4, 4)
+    with pytest.raises(CheckpointError, match=r"weight is on the meta device.*to_empty"):
+        load(path, model=on_meta)
+    assert len(load(path, model=on_meta, strict=False).report.mismatched) == 2
+    with pytest.raises(CheckpointError, match="weight has no shape yet: pass data through"):
+        load(path, model=nn.LazyLinear(4))
+    with pytest.raises(TypeError, match=r"model.weight has no shape yet: pass data through"):
+        save(path, model=nn.LazyLinear(4))
+
+
+@pytest.mark.parametrize("size", [3, 300])
+def test_expanded_buffers_are_refused_before_anything_is_changed(path, size):
+    def make():
+        model = nn.Linear(2, 2)
+        model.register_buffer("mask", torch.rand(1, size).expand(size, size))
+        return model, stepwell.SGD(model.parameters(), lr=torch.rand(()).item())
+
+    (model, optimizer), (other, target) = make(), make()
+    before, lr = other.weight.clone(), target.param_groups[0]["lr"]
+    save(path, model=model, optimizer=optimizer)
+    with pytest.raises(CheckpointError, match="mask is expanded"):
+        load(path, model=other, optimizer=target)
+    assert torch.equal(other.weight, before)
+    assert target.param_groups[0]["lr"] == lr
+
+
+def test_whole_numbers_do_not_become_others(path):
+    model, other = nn.Module(), nn.Module()
+    model.register_buffer("index", torch.arange(3))
+    other.register_buffer("index", torch.zeros(3))
+    save(path, model=model)
+    for dtype in ("saved", "param", torch.float16):
+        with pytest.raises(CheckpointError, match=r"index is torch.int64, must be torch.float32"):
+            load(path, model=other, dtype=dtype)
+
+
+def test_what_is_no_module_is_refused_at_the_door(path):
+    model = nn.Linear(2, 2)
+    for part in ("model", "averaged"):
+        with pytest.raises(TypeError, match=f"save: {part} must be a torch.nn.Module, got Ordered"):
+            save(path, **{part: model.state_dict()})
+        save(path, model=model)
+        with pytest.raises(TypeError, match=f"load: {part} must be a torch.nn.Module, got Ordered"):
+            load(path, **{part: model.state_dict()})
+
+
+# Inference mode
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_loaded_in_inference_mode_can_be_trained(path, dtype):
+    model = nn.Linear(300, 300)
+    save(path, model=model, optimizer=trained(stepwell.AdamW(model.named_parameters())))
+    other = nn.Linear(300, 300, dtype=dtype)
+    resumed = stepwell.AdamW(other.named_parameters())
+    with torch.inference_mode():
+        load(path, model=other, optimizer=resumed, dtype="param")
+    assert torch.equal(other.weight, model.weight.to(dtype))
+    trained(resumed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_models_made_in_inference_mode(path, dtype):
+    model = nn.Linear(300, 300)
+    save(path, model=model)
+    with torch.inference_mode():
+        other = nn.Linear(300, 300, dtype=dtype)
+    load(path, model=other, dtype="param")
+    assert torch.equal(other.weight, model.weight.to(dtype))
+    assert torch.equal(other.bias, model.bias.to(dtype))
+
+
+# All or nothing
+
+
+class Fragile(nn.Linear):
+    """Has a version beside its tensors, and takes no negative one."""
+
+    def __init__(self, version):
+        super().__init__(300, 300)
+        self.version = version
+
+    def get_extra_state(self):
+        return {"version": self.version, "table": torch.full((20_000,), float(self.version))}
+
+    def set_extra_state(self, state):
+        self.version = state["version"]
+        self.table = state["table"]
+        if self.version < 0:
+            raise KeyError("no such version")
+
+
+class Moody(StepLR):
+    """Refuses states as often as it is told to, after it has taken them."""
+
+    moods: ClassVar[list[bool]] = []
+
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+        if self.moods and self.moods.pop():
+            raise RuntimeError("not today")
+
+
+def training(version):
+    torch.manual_seed(abs(version))
+    model = nn.Sequential(Fragile(abs(version)), Fragile(version))
+    optimizer = stepwell.AdamW(model.parameters(), lr=0.25 + abs(version))
+    scheduler = Moody(optimizer, 1)
+    trained(optimizer)
+    scheduler.step()
+    return {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+
+
+def all_of(parts):
+    """Copies of what a load may change, but for the state of the optimizer."""
+    model, optimizer, scheduler = parts.values()
+    tensors = {name: v.clone() for name, v in model.named_parameters()}
+    groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+    versions = [part.version for part in model]
+    return tensors, repr((groups, scheduler.state_dict(), versions))
+
+
+def assert_unchanged(parts, before, state):
+    after = all_of(parts)
+    assert after[1] == before[1]
+    assert all(torch.equal(after[0][name], value) for name, value in before[0].items())
+    assert_same_training(snapshot(parts["optimizer"]), state, "the optimizer")
+
+
+def test_what_modules_have_beside_tensors_comes_with_large_tensors(path):
+    save(path, model=training(3)["model"])
+    model = training(1)["model"]
+    load(path, model=model)
+    assert [part.version for part in model] == [3, 3]
+    assert model[1].table.tolist() == [3.0] * 20_000
+
+
+def refuse(*_):
+    raise ValueError("the hook says no")
+
+
+@pytest.mark.parametrize("culprit", ["extra state", "scheduler", "hook of the optimizer"])
+def test_code_of_others_that_fails_midway_leaves_all_as_it_was(path, culprit, monkeypatch):
+    save(path, **training(-1 if culprit == "extra state" else 1))
+    parts = training(5)
+    # the first time, it is tried on a copy
+    monkeypatch.setattr(Moody, "moods", [culprit == "scheduler", False])
+    if culprit == "hook of the optimizer":
+        parts["optimizer"].register_load_state_dict_post_hook(refuse)
+    before, state = all_of(parts), snapshot(parts["optimizer"])
+    words = {"extra state": "no such version", "scheduler": "not today"}.get(culprit, "says no")
+    with pytest.raises(CheckpointError, match=rf"{words}.*\(nothing was loaded\)") as caught:
+        load(path, **parts)
+    assert str(path) in str(caught.value)
+    assert_unchanged(parts, before, state)
+    trained(parts["optimizer"])
+
+
+def test_a_hook_of_the_model_that_fails_comes_last_and_says_so(path):
+    save(path, **training(1))
+    parts = training(5)
+    parts["model"].register_load_state_dict_post_hook(refuse)
+    with pytest.raises(RuntimeError, match=r"everything was loaded; then .* the hook says no"):
+        load(path, **parts)
+    expected = training(1)
+    assert_unchanged(parts, all_of(expected), snapshot(expected["optimizer"]))
+
+
+# What modules do as they load
+
+
+class Renamed(nn.Linear):
+    """Once called its weight `kernel` and had it transposed; keeps a sum of it."""
+
+    def __init__(self, size, way):
+        super().__init__(size, size, bias=False)
+        self.way = way
+        self.register_load_state_dict_pre_hook(self.from_before)
+        self.register_load_state_dict_post_hook(lambda module, keys: module.add_up())
+        self.add_up()
+
+    def add_up(self):
+        self.total = self.weight.detach().sum()
+
+    def from_before(self, _, state_dict, prefix, *__):
+        kernel = state_dict.pop(prefix + "kernel", None)
+        if kernel is not None and self.way == "hook":
+            state_dict[prefix + "weight"] = kernel
+
+    def _load_from_state_dict(self, state_dict, prefix, *rest):
+        if prefix + "kernel" in state_dict and self.way == "override":
+            state_dict[prefix + "weight"] = state_dict.pop(prefix + "kernel").t()
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+@pytest.mark.parametrize("way", ["hook", "override"])
+@pytest.mark.parametrize("size", [3, 300])
+def test_older_names_are_read_as_torch_reads_them(path, size, way):
+    old = nn.Module()
+    old.layer = nn.Module()
+    old.layer.kernel = nn.Parameter(torch.randn(size, size))
+    save(path, model=old)
+    model, twin = (nn.Sequential() for _ in range(2))
+    for each in (model, twin):
+        each.layer = Renamed(size, way)
+    assert load(path, model=model).report.is_empty
+    twin.load_state_dict(old.state_dict())
+    assert torch.equal(model.layer.weight, twin.layer.weight)
+    assert torch.equal(model.layer.total, twin.layer.total)
+
+
+def test_batch_norms_of_old_files_have_counted_nothing(path):
+    old, model = nn.BatchNorm1d(3), nn.Sequential(nn.BatchNorm1d(3))
+    del old.num_batches_tracked
+    model[0].num_batches_tracked += 7
+    save(path, model=nn.Sequential(old))
+    load(path, model=model)
+    assert model[0].num_batches_tracked == 7
+
+
+# Schedules, and whatever else is saved as one
+
+
+def test_whatever_has_a_state_dict_can_be_saved_as_a_scheduler(path):
+    scaler, other = (torch.amp.GradScaler("cpu", init_scale=s) for s in (8.0, 2.0))
+    save(path, scheduler=scaler)
+    load(path, scheduler=other)
+    assert other.get_scale() == 8.0
+
+
+# Rules
+
+
+def converted(path, optimizer, model):
+    """A file of a state dict that does not say which rule it is of, as torch's do not."""
+    from_torch(optimizer.state_dict(), path, [n for n, _ in model])
+
+
+@pytest.mark.parametrize(
+    ("saved", "target", "words"),
+    [
+        (("Adam", {}), "AdamW", "decoupled_weight_decay=False, which is True for AdamW"),
+        (("AdamW", {}), "Adam", None),
+        (("Adam", {}), "RAdam", "amsgrad=False, which RAdam does not have"),
+        (("Adam", {}), "NAdam", "amsgrad=False, which NAdam does not have"),
+        (("RAdam", {}), "Adam", "no amsgrad, which Adam has"),
+        (("RAdam", {}), "AdamW", "no amsgrad, which AdamW has"),
+        (("NAdam", {}), "RAdam", "momentum_decay=0.004, which RAdam does not have"),
+        (("Adamax", {}), "Adamax", None),
+        (("SGD", {"momentum": 0.9}), "SGD", None),
+    ],
+    ids=str,
+)
+def test_a_file_that_does_not_say_its_rule_is_known_by_its_hyperparameters(
+    path, saved, target, words
+):
+    name, options = saved
+    model = list(nn.Linear(3, 3).named_parameters())
+    theirs = trained(getattr(torch.optim, name)([p for _, p in model], lr=0.5, **options))
+    converted(path, theirs, model)
+    resumed = getattr(stepwell, target)(model, lr=0.125)
+    if words is None:
+        assert load(path, optimizer=resumed).report.is_empty
+        return
+    with pytest.raises(CheckpointError, match=words):
+        load(path, optimizer=resumed)
+    assert not load(path, optimizer=resumed, strict=False).report.is_empty
+    assert resumed.param_groups[0]["lr"] == 0.125
+    assert not resumed.state
+
+
+def test_what_a_rule_is_composed_with_is_in_the_file(path):
+    model = list(nn.Linear(3, 3).named_parameters())
+    plain, averaged = stepwell.AdamW, stepwell.averaged(stepwell.AdamW)
+    clipped = stepwell.compose(stepwell.AdamW, ClipNorm)
+    for saved, target, words in (
+        (averaged, plain, r"average, n_averaged of Average"),
+        (plain, averaged, r"missing: weight: average"),
+        (clipped, plain, r"group 0: max_norm=1.0, which AdamW does not have"),
+    ):
+        save(path, optimizer=trained(saved(model)))
+        with pytest.raises(CheckpointError, match=words):
+            load(path, optimizer=target(model))
+    save(path, optimizer=trained(plain(model)))
+    load(path, optimizer=clipped(model))
+
+
+# Partial loads
+
+
+def test_nothing_of_another_rule_is_taken(path):
+    model = list(nn.Linear(3, 3).named_parameters())
+    save(path, optimizer=trained(stepwell.SGD(model, lr=0.5, momentum=0.9, nesterov=True)))
+    target = trained(stepwell.AdamW(model, lr=0.125))
+    before, state = dict(target.param_groups[0]), snapshot(target)
+    report = load(path, optimizer=target, strict=False).report
+    assert report.mismatched == ("the rule: the file has state of SGD, not AdamW",)
+    assert dict(target.param_groups[0]) == before
+    assert_same_training(snapshot(target), state, "the optimizer")
+
+
+def test_a_group_of_new_parameters_keeps_its_rate(path):
+    model = nn.ModuleDict({"body": nn.Linear(3, 3), "old": nn.Linear(3, 2)})
+    groups = [list(part.named_parameters(name)) for name, part in model.items()]
+    save(path, optimizer=trained(stepwell.SGD([{"params": g} for g in groups], lr=0.5)))
+    head = list(nn.Linear(3, 4).named_parameters("head"))
+    target = stepwell.SGD([{"params": groups[0]}, {"params": head}], lr=0.125)
+    load(path, optimizer=target, strict=False)
+    assert [group["lr"] for group in target.param_groups] == [0.5, 0.125]
+
+
+def test_a_parameter_of_another_shape_begins_anew(path):
+    named, larger = [("a", nn.Parameter(torch.ones(3)))], [("a", nn.Parameter(torch.ones(4)))]
+    new = ("b", nn.Parameter(torch.ones(2)))
+    save(path, optimizer=trained(stepwell.AdamW(named)))
+    target = trained(stepwell.AdamW([*larger, new]))
+    report = load(path, optimizer=target, strict=False).report
+    assert report.missing == ("b",)
+    assert "a: has shape [3] in the file, [4] in the optimizer" in report.mismatched
+    # one that the file does not know keeps what it has
+    assert [*target.state] == [new[1]]
+
+
+# Large state in lists, and reports
+
+
+def test_large_tensors_in_lists_are_read(path):
+    models = nn.Linear(300, 300), nn.Linear(300, 300)
+    optimizers = [stepwell.LBFGS(m.named_parameters(), max_iter=4) for m in models]
+
+    def closure():
+        optimizers[0].zero_grad()
+        loss = models[0](torch.ones(2, 300)).square().sum()
+        loss.backward()
+        return loss
+
+    optimizers[0].step(closure)
+    save(path, model=models[0], optimizer=optimizers[0])
+    load(path, model=models[1], optimizer=optimizers[1])
+    assert_same_training(snapshot(optimizers[1]), snapshot(optimizers[0]), "as loaded")
+
+
+def test_a_report_has_all_that_does_not_fit(path):
+    save(path, model=nn.Sequential(*(nn.Linear(1, 1) for _ in range(60))))
+    with pytest.raises(CheckpointError) as caught:
+        load(path, model=nn.Sequential(*(nn.Linear(2, 2) for _ in range(60))))
+    assert len(caught.value.report.mismatched) == 120
+    assert str(caught.value).count("has shape") == 100
+    assert "... and 20 more" in str(caught.value)

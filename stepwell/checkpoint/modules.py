@@ -90,30 +90,11 @@ def fit(
         strict_dtype: report tensors whose dtype is not the module's
     """
     given = module.state_dict()
-    names = {inside: name for name, inside in names_inside(module, given).items()}
-    live = {inside: given[name] for inside, name in names.items()}
+    live = {inside: (name, given[name]) for name, inside in names_inside(module, given).items()}
     if saved.keys() != live.keys():
         saved = as_modules_read(module, saved, source)
     found = Fit(module)
-    own = {tensor.data_ptr() for tensor in (*module.parameters(), *module.buffers())}
-    fits: dict[Any, str] = {}
-    mismatched: list[str] = []
-    for name in (name for name in saved if name in live):
-        value, target = saved[name], live[name]
-        if name.rpartition(".")[2] == STATE:
-            holder = module.get_submodule(names[name].removesuffix(STATE).removesuffix("."))
-            found.states.append((holder, source.filled(value)))
-            continue
-        problem = _problem(value, target, strict_dtype)
-        first = name if problem else fits.setdefault(_place(target), name)
-        if first != name and not source.are_alike(saved[first], value):
-            problem = f"and {first} are one tensor in the {what}, and differ in the file"
-        if problem is not None:
-            mismatched.append(f"{name} {problem}")
-        elif isinstance(target, Tensor) and target.data_ptr() in own:
-            found.pairs.append((value, target))
-        else:
-            found.others[names[name]] = source.filled(value)
+    mismatched = list(_assigned(found, saved, live, source, strict_dtype))
     missing = [name for name in live if name not in saved]
     unexpected = [name for name in saved if name not in live]
     columns = (
@@ -123,6 +104,35 @@ def fit(
     )
     found.report = LoadReport(*(tuple(f"{what}: {entry}" for entry in each) for each in columns))
     return found
+
+
+def _assigned(
+    found: Fit,
+    saved: Mapping[str, Any],
+    live: Mapping[str, tuple[str, Any]],
+    source: Source,
+    strict_dtype: bool,
+) -> Iterator[str]:
+    """Give each saved value its place, and say what has none."""
+    module = found.module
+    tensors = (*module.parameters(), *module.buffers())
+    own = {tensor.data_ptr() for tensor in tensors if not is_lazy(tensor)}
+    first: dict[Any, str] = {}
+    for name in (name for name in saved if name in live):
+        value, (own_name, target) = saved[name], live[name]
+        if name.rpartition(".")[2] == STATE:
+            holder = module.get_submodule(own_name.removesuffix(STATE).removesuffix("."))
+            found.states.append((holder, source.filled(value)))
+        elif problem := _problem(value, target, strict_dtype):
+            yield f"{name} {problem}"
+        elif (other := first.setdefault(_place(target), name)) != name and not source.are_alike(
+            saved[other], value
+        ):
+            yield f"{name} and {other} are one tensor in the model, and differ in the file"
+        elif isinstance(target, Tensor) and target.data_ptr() in own:
+            found.pairs.append((value, target))
+        else:
+            found.others[own_name] = source.filled(value)
 
 
 def _place(target: Any) -> Any:

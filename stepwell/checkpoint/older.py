@@ -1,8 +1,8 @@
 """Older files: modules that read them in a way of their own are asked which names they mean.
 
 torch lets a module rename what it finds in a state dict, in a hook before it loads or in its
-`_load_from_state_dict`. Here these run ahead, on a copy of the module without values, so that the
-names are known before anything is changed.
+`_load_from_state_dict`. Here these run ahead, on a copy of the module without large values, so
+that the names are known before anything is changed.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from copy import copy
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from .names import name_inside
-from .states import Source
+from .states import SMALL, Source
 
 __all__ = ["as_modules_read"]
 
@@ -59,18 +60,22 @@ def _read(readers: Sequence[tuple[str, nn.Module]], saved: Mapping[str, Any]) ->
         # whatever it raises, what it has not renamed is reported; torch warns of missing values
         with suppress(Exception), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            _without_values(module)._load_from_state_dict(state_dict, prefix, {}, True, [], [], [])
+            _mostly_blank(module)._load_from_state_dict(state_dict, prefix, {}, True, [], [], [])
     return state_dict
 
 
-def _without_values(module: nn.Module) -> nn.Module:
+def _mostly_blank(module: nn.Module) -> nn.Module:
+    """A copy whose tensors can be written to; large ones have no values."""
     twin = copy(module)
-    vars(twin)["_parameters"] = {
-        name: None if param is None else nn.Parameter(param.detach().to("meta"), False)
-        for name, param in module._parameters.items()
-    }
-    vars(twin)["_buffers"] = {
-        name: None if buffer is None else buffer.detach().to("meta")
-        for name, buffer in module._buffers.items()
-    }
+    for kind in ("_parameters", "_buffers"):
+        tensors = {name: _blank(tensor) for name, tensor in vars(module)[kind].items()}
+        vars(twin)[kind] = tensors
     return twin
+
+
+def _blank(tensor: Tensor | None) -> Tensor | None:
+    if tensor is None or is_lazy(tensor):
+        return tensor
+    is_small = tensor.numel() * tensor.element_size() <= SMALL
+    blank = tensor.detach().clone() if is_small else tensor.detach().to("meta")
+    return nn.Parameter(blank, False) if isinstance(tensor, nn.Parameter) else blank

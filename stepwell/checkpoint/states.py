@@ -16,6 +16,7 @@ from .reading import File
 from .values import unpack
 
 __all__ = [
+    "SMALL",
     "Source",
     "as_real",
     "checked_optimizer",
