@@ -145,7 +145,9 @@ def seconds(count):
 
 def test_pipes(path):
     """One of a leftover's name is passed over, and a checkpoint takes the place of none."""
-    os.mkfifo(path.with_name(f".x{replacing.UNFINISHED}"))
+    leftover = path.with_name(f".x{replacing.UNFINISHED}")
+    os.mkfifo(leftover)
+    os.utime(leftover, (0, 0))
     os.mkfifo(path)
     with seconds(20):
         with pytest.raises(OSError, match="not replaced by a file") as caught:
@@ -354,3 +356,16 @@ def test_devices_have_finished_before_threads_read(path, monkeypatch):
     for background in (False, True):
         save(path, extra=torch.ones(2), background=background).wait()
     assert order == ["_synchronize", "write", "_synchronize", "_copied", "write"]
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("background", [False, True])
+def test_a_step_on_another_stream_is_saved(path, background):
+    value = torch.zeros(20_000_000, device="cuda")
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        torch.cuda._sleep(10**9)
+        value.fill_(1)
+        save(path, extra=value, background=background).wait()
+    assert bool((load(path).extra == 1).all())

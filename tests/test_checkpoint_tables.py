@@ -8,7 +8,7 @@ from torch import nn
 
 import stepwell
 from stepwell.__main__ import main
-from stepwell.checkpoint import CheckpointError, command, save, verify
+from stepwell.checkpoint import CheckpointError, command, folder, save, verify
 
 
 @pytest.fixture
@@ -159,6 +159,13 @@ def test_parameters_are_listed_by_their_groups(path, capsys, training):
     assert found["2.bias"] == ["1", "(6,)", "float32", "1"]
     assert found["3.bias"] == ["1", "(6,)", "float32", "no", "state"]
     assert out.index(" 3.weight ") < out.index(" 0.bias ")
+
+
+def test_when_it_was_saved(path, capsys, monkeypatch):
+    monkeypatch.setattr(folder.time, "time_ns", lambda: 1_700_000_000_123_456_789)
+    save(path, extra=1)
+    out = said(capsys, "show", path)[1]
+    assert f"with torch {torch.__version__} at 2023-11-14 22:13:20 UTC\n" in out
 
 
 def test_steps_that_differ_alike_are_one_row(path, capsys, training):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from typing import Any
 
 import torch
@@ -48,8 +49,15 @@ def heading(file: File) -> str:
     return (
         f"{', '.join(parts) or 'nothing'}; {len(sizes)} tensors, {sum(sizes):,} bytes; written by "
         f"stepwell {printable(description.get('stepwell'))} with torch "
-        f"{printable(description.get('torch'))}"
+        f"{printable(description.get('torch'))}{_when(description.get('saved'))}"
     )
+
+
+def _when(saved: Any) -> str:
+    # up to the year 2116, for files that were not written by us
+    if type(saved) is not int or not 0 < saved < 1 << 62:
+        return ""
+    return f"{datetime.fromtimestamp(saved // 10**9, timezone.utc): at %Y-%m-%d %H:%M:%S UTC}"
 
 
 def groups_table(file: File) -> Table:
