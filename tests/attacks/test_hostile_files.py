@@ -176,13 +176,13 @@ def mutants(content, seed):
             yield changed
 
 
-@pytest.mark.parametrize("count", [200, pytest.param(10_000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [2_000, pytest.param(10_000, marks=pytest.mark.long)])
 def test_random_mutations(path, whole, training, count):
     for changed in islice(mutants(whole, seed=count), count):
         assert_refused(path, changed, training)
 
 
-@pytest.mark.parametrize("count", [200, pytest.param(10_000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [2_000, pytest.param(10_000, marks=pytest.mark.long)])
 def test_random_mutations_under_a_right_seal(path, whole, training, count):
     """Such a file may be a proper one; if not, it is refused in the same manner."""
     rng = random.Random(count)
