@@ -5,16 +5,19 @@ Expected values are written out, or are what torch's own `load_state_dict` makes
 
 from __future__ import annotations
 
+import random
 from functools import partial
 from typing import ClassVar
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import stepwell
 from stepwell.checkpoint import CheckpointError, load, save
 from stepwell.checkpoint.convert import from_torch
+from stepwell.checkpoint.pieces import get_piece, set_piece
 from stepwell.language import ClipNorm
 from stepwell.lr_scheduler import StepLR
 
@@ -551,3 +554,51 @@ def test_a_report_has_all_that_does_not_fit(path):
     assert len(caught.value.report.mismatched) == 120
     assert str(caught.value).count("has shape") == 100
     assert "... and 20 more" in str(caught.value)
+
+
+# Layouts
+
+
+class Copied(TorchDispatchMode):
+    """Counts the elements that operations make or write."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            self.count += made.numel()
+        return made
+
+
+@pytest.mark.parametrize(
+    ("shape", "order"),
+    [
+        ((3, 5, 7), (2, 0, 1)),
+        ((1, 60, 90), (0, 2, 1)),
+        ((4, 1, 5), (2, 1, 0)),
+        ((2, 3, 4, 5), (3, 1, 0, 2)),
+        ((40,), (0,)),
+    ],
+    ids=str,
+)
+def test_a_piece_of_any_layout_takes_no_more_than_itself(shape, order):
+    def make(fill):
+        tensor = torch.zeros(*shape, 2)[..., 0].permute(order)
+        return tensor.copy_(fill.view(tensor.shape))
+
+    numbers = torch.arange(float(torch.Size(shape).numel()))
+    tensor, rng = make(numbers), random.Random(0)
+    for _ in range(50):
+        first, last = sorted(rng.sample(range(len(numbers) + 1), 2))
+        place, values = (4 * first, 4 * last), numbers[first:last]
+        target = make(torch.zeros_like(numbers))
+        with Copied() as copied:
+            piece = get_piece(tensor, *place)
+            set_piece(target, *place, values)
+        assert bytes(piece) == values.numpy().tobytes()
+        expected = torch.zeros_like(numbers)
+        expected[first:last] = values
+        assert torch.equal(target.reshape(-1), expected)
+        # new memory, and a copy to each side
+        assert copied.count <= 3 * len(values)

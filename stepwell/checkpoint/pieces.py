@@ -56,14 +56,10 @@ def as_stored(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
-def runs(tensor: Tensor | None, num_bytes: int) -> Iterator[list[tuple[int, int]]]:
+def runs(num_bytes: int) -> Iterator[list[tuple[int, int]]]:
     """The pieces (from, to) of a tensor of this many bytes, in lists that may run side by side."""
     found = [(start, min(start + PIECE, num_bytes)) for start in range(0, num_bytes, PIECE)]
-    if tensor is None or tensor.is_contiguous():
-        yield from (found[i : i + RUN] for i in range(0, len(found), RUN))
-    elif found:
-        # two pieces may share a row, which is then written twice
-        yield found
+    yield from (found[i : i + RUN] for i in range(0, len(found), RUN))
 
 
 def digest(pieces: Sequence[bytes]) -> str:
@@ -118,11 +114,12 @@ def get_piece(tensor: Tensor, start: int, stop: int) -> memoryview:
     """The bytes from `start` to `stop` of a tensor, in the order of its elements."""
     first, last = start // tensor.element_size(), stop // tensor.element_size()
     if tensor.is_contiguous():
-        piece = tensor.reshape(-1)[first:last]
+        piece = tensor.reshape(-1)[first:last].cpu()
     else:
-        rows, skipped = _rows(tensor, first, last)
-        piece = rows.reshape(-1)[skipped : skipped + last - first]
-    view = memory(piece.cpu().contiguous())
+        piece = torch.empty(last - first, dtype=tensor.dtype, device="cpu")
+        for here, part in _parts(tensor, first, last):
+            piece[here].view(part.shape).copy_(part)
+    view = memory(piece)
     assert view is not None
     return view
 
@@ -133,14 +130,34 @@ def set_piece(tensor: Tensor, start: int, stop: int, values: Tensor) -> None:
     if tensor.is_contiguous():
         tensor.view(-1)[first:last].copy_(values)
         return
-    rows, skipped = _rows(tensor, first, last)
-    whole = rows.contiguous()
-    whole.view(-1)[skipped : skipped + last - first].copy_(values)
-    rows.copy_(whole)
+    for here, part in _parts(tensor, first, last):
+        part.copy_(values[here].view(part.shape))
 
 
-def _rows(tensor: Tensor, first: int, last: int) -> tuple[Tensor, int]:
-    """The rows with these elements, and how many other elements come first in them."""
-    length = tensor[0].numel()
-    row = first // length
-    return tensor[row : -(-last // length)], first - row * length
+def _parts(tensor: Tensor, first: int, last: int) -> Iterator[tuple[slice, Tensor]]:
+    """Views of a tensor that hold these elements in their order, and which of them each holds.
+
+    There are at most two for each dimension, whatever the strides are.
+    """
+    start = 0
+    for part in _views(tensor, first, last):
+        yield slice(start, start + part.numel()), part
+        start += part.numel()
+
+
+def _views(tensor: Tensor, first: int, last: int) -> Iterator[Tensor]:
+    if last - first == tensor.numel():
+        yield tensor
+        return
+    row = tensor[0].numel()
+    # whole rows, and what comes before and after them
+    begin, end = -(-first // row), last // row
+    if begin > end:
+        yield from _views(tensor[end], first - end * row, last - end * row)
+        return
+    if first < begin * row:
+        yield from _views(tensor[begin - 1], first - (begin - 1) * row, row)
+    if begin < end:
+        yield tensor[begin:end]
+    if end * row < last:
+        yield from _views(tensor[end], 0, last - end * row)

@@ -136,7 +136,7 @@ class File:
         work = [
             (i, name, target, run)
             for i, (name, target) in enumerate(targets)
-            for run in runs(target, self.num_bytes(name))
+            for run in runs(self.num_bytes(name))
         ]
         found: list[list[bytes]] = [[] for _ in targets]
         for (i, *_), digests in zip(work, in_parallel(self._take, work), strict=True):

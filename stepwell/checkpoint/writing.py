@@ -55,10 +55,10 @@ def _write_tensors(
     work = [
         (fd, first, tensors[name], entry, run)
         for name, entry in entries.items()
-        for run in runs(tensors[name], entry.stop - entry.start)
+        for run in runs(entry.stop - entry.start)
     ]
     found: dict[str, list[bytes]] = {name: [] for name in entries}
-    owners = (name for name, e in entries.items() for _ in runs(tensors[name], e.stop - e.start))
+    owners = (name for name, e in entries.items() for _ in runs(e.stop - e.start))
     for name, digests in zip(owners, in_parallel(_write_pieces, work, threads), strict=True):
         found[name] += digests
     return {name: digest(digests) for name, digests in found.items()}
