@@ -15,6 +15,7 @@ import torch
 
 import stepwell
 from stepwell.checkpoint import CheckpointError, latest, load, save, verify
+from stepwell.checkpoint.pieces import in_parallel
 from stepwell.lr_scheduler import StepLR
 
 from .compare import assert_same_training, snapshot
@@ -168,6 +169,22 @@ def test_a_file_cut_while_it_is_read(path, monkeypatch):
     monkeypatch.setattr(os, "preadv", cutting)
     with pytest.raises(CheckpointError, match="ended early"):
         load(path)
+
+
+@pytest.mark.parametrize("cores", [1, 3])
+def test_work_side_by_side_is_in_order_and_ends_at_an_error(monkeypatch, cores):
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    assert in_parallel(lambda a, b: a - b, [(i, 1) for i in range(100)]) == list(range(-1, 99))
+    begun = []
+
+    def work(i):
+        begun.append(i)
+        if i == 3:
+            raise OSError(errno.EIO, "no more")
+
+    with pytest.raises(OSError, match="no more"):
+        in_parallel(work, [(i,) for i in range(100_000)])
+    assert len(begun) < 100_000
 
 
 @pytest.fixture
