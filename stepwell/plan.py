@@ -22,8 +22,8 @@ from .cohort import PLAIN_TYPES, Cohort, Facts, Scaling, facts_of
 from .hyperparameters import Hyperparameters
 from .inspection import CAPTURABLE, Group, Inspection, Row
 from .language import Formula, Program
-from .native import tensors
 from .native.identity import checks
+from .native.overlap import overlapping
 from .native.uploads import is_capturing
 from .state import create_state
 from .totals import Adder
@@ -128,7 +128,7 @@ class Plan:
                     starts.append(tensor.data_ptr())
                     ends.append(tensor.data_ptr() + tensor.numel() * tensor.element_size())
                     owners.append(index)
-        shared = tensors.overlapping(np.array(starts, np.int64), np.array(ends, np.int64))
+        shared = overlapping(np.array(starts, np.int64), np.array(ends, np.int64))
         aliased = np.zeros(len(rows), bool)
         aliased[np.array(owners, np.int64)[shared]] = True
         return aliased

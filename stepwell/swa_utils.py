@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel as TorchAveragedModel
 
 from .cohort import PLAIN_TYPES
 from .lr_scheduler.swalr import SWALR as SWALR
-from .native.tensors import overlapping
+from .native.overlap import overlapping
 
 __all__ = [
     "SWALR",

@@ -18,6 +18,7 @@ from ..cohort import Cohort, Facts, local_part, state_shape
 from ..language import Program
 from ..language.expr import ALONG, REDUCTIONS
 from . import tensors
+from .overlap import overlapping
 from .schedule import Schedule
 
 __all__ = ["Reading", "dtypes_of", "slots_of", "unreadable"]
@@ -188,7 +189,7 @@ class Reading:
         if now == self._written:
             return True
         ends = self._starts + self._written_sizes
-        apart = not tensors.overlapping(self._starts.ravel(), ends.ravel()).any()
+        apart = not overlapping(self._starts.ravel(), ends.ravel()).any()
         self._written = now if apart else b""
         return apart
 

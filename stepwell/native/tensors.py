@@ -31,7 +31,6 @@ __all__ = [
     "TURNED",
     "Reader",
     "is_available",
-    "overlapping",
 ]
 
 # Fields of DLPackExchangeAPI, in words: version, previous, allocate, import, export, describe.
@@ -285,22 +284,6 @@ NO_GRADIENT = -1
 """The address of a gradient that is None; an empty tensor may well have address 0."""
 
 GRAD = "grad"
-
-
-def overlapping(
-    starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]
-) -> npt.NDArray[np.bool_]:
-    """Which of these stretches of memory share bytes with another of them."""
-    found = np.zeros(starts.shape, bool)
-    used = np.flatnonzero(ends > starts)
-    order = used[np.argsort(starts[used], kind="stable")]
-    reach = np.maximum.accumulate(ends[order])
-    behind = np.zeros(len(order), bool)
-    behind[1:] = starts[order][1:] < reach[:-1]
-    found[order] = behind
-    # whoever is reached into shares as well
-    found[order[:-1]] |= behind[1:]
-    return found
 
 
 @cache
