@@ -244,6 +244,15 @@ def test_one_at_a_time(tmp_path, disk, background):
     assert load(tmp_path / "1" / "x").extra == 1
 
 
+def test_threads_that_save_at_once(path, disk):
+    """Both have seen that nothing is under way."""
+    first, second = (saving.Writing(path.with_name(name), {}, {}, None) for name in ("1", "2"))
+    saving._Background.start(first)
+    threading.Timer(0.1, disk.go.set).start()
+    saving._Background.start(second)
+    assert first.is_done
+
+
 def test_the_newer_of_two_stays(tmp_path, disk):
     """One folder has two names."""
     (tmp_path / "real").mkdir()
@@ -329,6 +338,13 @@ def test_copies_are_let_go_after_a_failure(path, disk, monkeypatch):
 def test_a_relative_path_is_that_of_the_call(tmp_path, monkeypatch, disk):
     for name in ("here", "there"):
         (tmp_path / name).mkdir()
+    real = saving.write
+
+    def later(*args, **kwargs):
+        disk.go.wait()
+        real(*args, **kwargs)
+
+    monkeypatch.setattr(saving, "write", later)
     monkeypatch.chdir(tmp_path / "here")
     writing = save("x", extra=1, background=True)
     monkeypatch.chdir(tmp_path / "there")
