@@ -24,6 +24,7 @@ from ..matching import LoadReport
 
 __all__ = [
     "BLANK",
+    "CODES",
     "PREFIX",
     "CheckpointError",
     "Entry",

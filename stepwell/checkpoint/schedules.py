@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
+from torch import Tensor
+
 from ..lr_scheduler.scheduler import Stage
 
 __all__ = ["regrouped", "rehearse", "restorer"]
@@ -79,6 +81,19 @@ def rehearse(scheduler: Any, state: Any) -> None:
     replaced = _methods(copied) - _methods(scheduler)
     if replaced:
         raise ValueError(f"it has {', '.join(sorted(replaced))}, which are no state")
+    for name, value in vars(copied).items():
+        if not _alike(value, vars(scheduler).get(name)):
+            raise ValueError(f"{name} is {value!r:.40}, which is {vars(scheduler)[name]!r:.40} now")
+
+
+def _alike(value: Any, own: Any) -> bool:
+    """Whether both are numbers, texts, or lists of such; what is not set is like anything."""
+    if own is None or value is None:
+        return True
+    if isinstance(own, list) and isinstance(value, list):
+        return all(_alike(each, own[0]) for each in value) if own else True
+    numbers, texts = (int, float, Tensor), str
+    return all(isinstance(value, kind) for kind in (numbers, texts, list) if isinstance(own, kind))
 
 
 def _methods(scheduler: Any) -> set[str]:

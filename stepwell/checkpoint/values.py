@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from .header import CheckpointError
+from .header import CODES, CheckpointError
 
 __all__ = ["Packer", "dtype_named", "unpack"]
 
@@ -195,20 +195,27 @@ def _float(content: Any, _: Any) -> float:
     return float(content)
 
 
+def _name(content: Any) -> str:
+    if not isinstance(content, str):
+        raise TypeError("no name")
+    return content
+
+
 def _scalar(content: Any, _: Any) -> Tensor:
     number, name = content
-    if type(number) not in (bool, int, float):
+    dtype = dtype_named(name)
+    if type(number) not in (bool, int, float) or dtype not in CODES:
         raise TypeError("no number")
-    return torch.tensor(number, dtype=dtype_named(name), device="cpu")
+    return torch.tensor(number, dtype=dtype, device="cpu")
 
 
 _KINDS: dict[str, Callable[[Any, Any], Any]] = {
-    "complex": lambda content, tensor: tensor(content, True),
+    "complex": lambda content, tensor: tensor(_name(content), True),
     "counter": lambda content, tensor: Counter(_pairs(content, tensor)),
     "dict": _pairs,
     "dtype": lambda content, _: dtype_named(content),
     "float": _float,
     "number": _scalar,
-    "tensor": lambda content, tensor: tensor(content, False),
+    "tensor": lambda content, tensor: tensor(_name(content), False),
     "tuple": lambda content, tensor: tuple(unpack(item, tensor) for item in content),
 }
