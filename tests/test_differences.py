@@ -40,6 +40,10 @@ ELSEWHERE = {
         "test_captures_that_are_refused",
     ),
     "a Tensor rate on an accelerator with `capturable=False`": ("test_cuda", "test_no_step_waits"),
+    "`load_state_dict`: hyperparameters that are tensors": (
+        "test_state_dict",
+        "test_hyperparameters_stay_on_their_device",
+    ),
     "`torch.compile` around a step": ("test_compile", "test_a_training_step_under_torch_compile"),
     "`Muon`, the precision of its products": ("test_muon", "test_what_a_device_iterates_in"),
     '`state["step"]` of `SparseAdam`': ("test_sparse", "test_the_count_of_steps"),
