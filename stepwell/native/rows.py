@@ -335,8 +335,9 @@ def _plain(values: Tensor) -> Tensor:
 def _summed(values: Tensor, blocks: Table, first: Table) -> tuple[Tensor, Table]:
     """The values with each row's repetitions added to its first; the blocks of others go."""
     is_first = first == np.arange(len(first))
-    repeated = torch.from_numpy(np.flatnonzero(~is_first))
-    owners = torch.from_numpy(first[~is_first])
-    kept = blocks[is_first]
-    blocks[: len(kept)] = kept
-    return values.index_add(0, owners, values[repeated]), blocks[: len(kept)]
+    kept, repeated = np.flatnonzero(is_first), np.flatnonzero(~is_first)
+    owners = torch.from_numpy(first[repeated])
+    # in place, where they are looked for
+    left = blocks[: len(kept)]
+    left[:] = blocks.take(kept, axis=0)
+    return values.index_add(0, owners, values[torch.from_numpy(repeated)]), left
