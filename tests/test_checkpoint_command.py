@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -323,6 +324,9 @@ def test_names_are_asked_for(path, capsys):
     names.write_text("a\nb\n")
     _, _, err = said(capsys, "convert", source, path, "--names", names)
     assert "has 4 parameters, and 2 names are given" in err
+    names.write_bytes(b"\xff")
+    _, _, err = said(capsys, "convert", source, path, "--names", names)
+    assert f"{names} is no list of names" in err
     assert not path.exists()
 
 
@@ -346,7 +350,11 @@ OTHERS = {
     "a payload inside": ({"optimizer": Payload()}, "and no file of torch"),
     "a number": (3, "holds a int, no state dicts"),
     "nothing": ({}, "holds neither"),
-    "no optimizer": ({"optimizer": 3}, "state_dict must be a dict, got int"),
+    "no optimizer": ({"optimizer": 3}, "holds neither"),
+    "two optimizers": (
+        {"optimizer": {}, "optimizer_state_dict": {}},
+        "holds optimizer and optimizer_state_dict, of which only one can be converted",
+    ),
     "no groups": ({"optimizer": {"state": {}}}, "param_groups"),
     "one group": ({"optimizer": {"state": {}, "param_groups": GROUP}}, "has a list of param_g"),
     "a group of none": (optimizer_of({"param_names": []}), "group 0 of the state dict has no"),
@@ -409,6 +417,29 @@ def test_a_model_alone(path):
     again, _ = trained(stepwell.SGD, 0)
     load(path, model=again)
     assert_same_bits(again[0].weight, model[0].weight, "the weight")
+
+
+def test_entries_that_only_sound_like_state_dicts_become_extra(path):
+    model, _ = trained(stepwell.SGD)
+    source = path.with_name("run.pt")
+    torch.save({"model": "resnet50", "state_dict": model.state_dict(), "optim": "sgd"}, source)
+    convert(source, path)
+    again, _ = trained(stepwell.SGD, 0)
+    assert load(path, model=again).extra == {"model": "resnet50", "optim": "sgd"}
+    assert_same_bits(again[0].weight, model[0].weight, "the weight")
+
+
+def test_a_full_disk_names_the_file_that_was_for_torch(path, tmp_path):
+    save(path, extra=torch.ones(1 << 18))
+    target = tmp_path / "run.pt"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 18, before[1]))
+    try:
+        with pytest.raises(OSError, match=re.escape(str(target))):
+            convert(path, target)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [*tmp_path.iterdir()] == [path]
 
 
 def test_the_page_of_checkpoints_runs(tmp_path, monkeypatch):

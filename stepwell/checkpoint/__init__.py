@@ -1,6 +1,7 @@
 """Checkpoints: one file in the safetensors format, matched by name, whole or not at all."""
 
 from .convert import convert as convert
+from .convert import from_torch as from_torch
 from .convert import to_torch as to_torch
 from .folder import latest as latest
 from .header import CheckpointError as CheckpointError

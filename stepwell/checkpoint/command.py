@@ -92,9 +92,15 @@ def _verify(args: argparse.Namespace, console: Console) -> int:
 
 
 def _convert(args: argparse.Namespace, console: Console) -> int:
-    names = None if args.names is None else args.names.read_text().splitlines()
-    said = convert(args.source, args.target, names)
+    said = convert(args.source, args.target, None if args.names is None else _names(args.names))
     console.print(
         Text(f"{args.target} is written" + (f" ({said})" if said else "")), soft_wrap=True
     )
     return 0
+
+
+def _names(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is no list of names: {error}") from error

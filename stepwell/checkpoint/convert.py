@@ -7,6 +7,7 @@ other libraries save is such a file too.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -107,7 +108,11 @@ def _content(file: File) -> dict[str, Any]:
 
 def _save_for_torch(content: dict[str, Any], target: Path) -> None:
     with replacing(target) as fd, os.fdopen(os.dup(fd), "wb") as file:
-        torch.save(content, file)
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            # its writer reports a full disk as one
+            raise OSError(errno.EIO, f"torch.save: {error}") from error
 
 
 def from_torch(
@@ -188,16 +193,22 @@ def _parts(content: Any) -> dict[str, Any]:
         return {"optimizer": content}
     if not isinstance(content, Mapping):
         raise CheckpointError(f"holds a {type(content).__name__}, no state dicts")
-    found = {
-        part: content[key] for part, keys in SPELLINGS.items() for key in keys if key in content
-    }
+    used = {part: _spelling(content, keys) for part, keys in SPELLINGS.items()}
+    found = {part: content[key] for part, key in used.items() if key is not None}
     if found:
-        used = {key for keys in SPELLINGS.values() for key in keys}
-        extra = {key: value for key, value in content.items() if key not in used}
+        extra = {key: value for key, value in content.items() if key not in used.values()}
         return {**found, **({"extra": extra} if extra else {})}
     if content and all(isinstance(value, Tensor) for value in content.values()):
         return {"model": content}
     raise CheckpointError("holds neither the state dict of an optimizer nor that of a model")
+
+
+def _spelling(content: Mapping[Any, Any], keys: Sequence[str]) -> str | None:
+    """Under which of these keys there is a state dict, if under any: "model" may be a name."""
+    found = [key for key in keys if isinstance(content.get(key), Mapping)]
+    if len(found) > 1:
+        raise CheckpointError(f"holds {' and '.join(found)}, of which only one can be converted")
+    return found[0] if found else None
 
 
 def _is_optimizers(content: Any) -> bool:
