@@ -310,9 +310,12 @@ def test_a_forked_process_does_not_wait_for_the_thread_of_another(path, disk):
     writing = save(path, extra=1, background=True)
     child = os.fork()
     if child == 0:
-        with seconds(20):
-            writing.wait()
+        try:
+            with seconds(20):
+                writing.wait()
             os._exit(0)
+        finally:
+            os._exit(1)
     assert os.waitpid(child, 0)[1] == 0
 
 

@@ -163,7 +163,7 @@ def test_a_file_that_is_replaced_becomes_the_newest(tmp_path, clock):
 
 def test_a_link_is_as_new_as_what_it_leads_to(tmp_path, clock):
     (tmp_path / "disk").mkdir()
-    saved(tmp_path / "disk", "step-1")
+    saved(tmp_path / "disk", "step-9")
     (tmp_path / "step-2").symlink_to(tmp_path / "disk" / "step-2")
     saved(tmp_path, "step-2")
     assert latest(tmp_path / "disk") == tmp_path / "disk" / "step-2"
