@@ -338,6 +338,13 @@ def test_copies_are_let_go_after_a_failure(path, disk, monkeypatch):
         writing.wait()
 
 
+def test_handles_are_let_go(path):
+    first = weakref.ref(save(path, extra=1, background=True))
+    save(path, extra=2, background=True).wait()
+    gc.collect()
+    assert first() is None
+
+
 def test_a_relative_path_is_that_of_the_call(tmp_path, monkeypatch, disk):
     for name in ("here", "there"):
         (tmp_path / name).mkdir()
