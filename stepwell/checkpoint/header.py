@@ -38,6 +38,11 @@ __all__ = [
 LONGEST = 100_000_000
 """Bytes of a header; the limit of safetensors itself."""
 
+MOST_VALUES = 1_000_000
+"""How many values the JSON of a header may have, beside one for each 64 bytes of the file. Python
+takes some 100 bytes for each.
+"""
+
 PREFIX = b'{"__metadata__":{"xxh3_128":"'
 BLANK = "0" * 32
 """Stands where a digest will be, until it is known."""
@@ -143,6 +148,12 @@ def encode(entries: Mapping[str, Entry], description: Mapping[str, Any]) -> byte
     header += b" " * (-(8 + len(header)) % LINE)
     if len(header) > LONGEST:
         raise ValueError(f"the header would be {len(header):,} bytes, readers take {LONGEST:,}")
+    num_bytes = len(header) + max((entry.stop for entry in entries.values()), default=0)
+    if _num_values(header) > _most_values(num_bytes):
+        raise ValueError(
+            f"the header would have {_num_values(header):,} values, readers take "
+            f"{_most_values(num_bytes):,}: put long lists of numbers into tensors"
+        )
     length = len(header).to_bytes(8, "little")
     return length + _with_seal(header, _seal(length, header))
 
@@ -157,6 +168,15 @@ def _entry(entry: Entry) -> dict[str, Any]:
 
 def _json(value: Any) -> str:
     return json.dumps(value, allow_nan=False, separators=(",", ":"))
+
+
+def _num_values(header: bytes) -> int:
+    """At least how many values the JSON has, before it is parsed."""
+    return sum(map(header.count, (b",", b"[", b"{")))
+
+
+def _most_values(num_bytes: int) -> int:
+    return MOST_VALUES + num_bytes // 64
 
 
 def _seal(length: bytes, header: bytes) -> bytes:
@@ -192,6 +212,8 @@ def parse(header: bytes, num_bytes: int) -> Header:
     """
     if header[SEAL] != _seal(len(header).to_bytes(8, "little"), header):
         raise CheckpointError("is damaged: the header is not what was written")
+    if _num_values(header) > _most_values(num_bytes):
+        raise CheckpointError(f"has a header of {_num_values(header):,} values, too many to read")
     content = _decoded(header, "the header")
     metadata = content.pop("__metadata__")
     if not isinstance(metadata, dict) or not isinstance(metadata.get("stepwell"), str):
