@@ -97,6 +97,8 @@ def test_kinds_of_elements(path, capsys, dtype):
         ({}, {"a": {}}, {"extra.a": "nothing -> {}"}),
         ({"a": []}, {"a": {}}, {"extra.a": "[] -> {}"}),
         ({1: 5}, {"1": 5}, {"extra.[1]": "5 -> nothing", "extra.1": "nothing -> 5"}),
+        ({1: 5}, {"[1]": 5}, {"extra.[1]": "5 -> nothing", "extra.['[1]']": "nothing -> 5"}),
+        ({"a": same, "b": same}, {"a": same}, {"extra.b": "the tensor extra.a -> nothing"}),
         ([1, 2], (1, 2), {"extra": "[1, 2] -> (1, 2)"}),
         ([1], [1, 2], {"extra.1": "nothing -> 2"}),
         (
