@@ -364,11 +364,13 @@ def test_code_of_others_that_fails_midway_leaves_all_as_it_was(path, culprit, mo
 
 
 def test_a_hook_of_the_model_that_fails_comes_last_and_says_so(path):
-    save(path, **training(1))
+    save(path, **training(1), with_random_state=True)
+    drawn = torch.rand(())
     parts = training(5)
     parts["model"].register_load_state_dict_post_hook(refuse)
     with pytest.raises(RuntimeError, match=r"everything was loaded; then .* the hook says no"):
-        load(path, **parts)
+        load(path, **parts, with_random_state=True)
+    assert torch.equal(torch.rand(()), drawn)
     expected = training(1)
     assert_unchanged(parts, all_of(expected), snapshot(expected["optimizer"]))
 
@@ -504,6 +506,16 @@ def test_nothing_of_another_rule_is_taken(path):
     assert report.mismatched == ("the rule: the file has state of SGD, not AdamW",)
     assert dict(target.param_groups[0]) == before
     assert_same_training(snapshot(target), state, "the optimizer")
+
+
+def test_nor_are_rates_of_its_schedule(path):
+    model = list(nn.Linear(3, 3).named_parameters())
+    theirs, ours = stepwell.SGD(model, lr=0.5), stepwell.AdamW(model, lr=0.125)
+    save(path, optimizer=theirs, scheduler=StepLR(theirs, 7))
+    schedule = StepLR(ours, 3)
+    report = load(path, optimizer=ours, scheduler=schedule, strict=False).report
+    assert report.mismatched[-1] == "scheduler: it was one of another rule"
+    assert (schedule.step_size, schedule.base_lrs) == (3, [0.125])
 
 
 def test_a_group_of_new_parameters_keeps_its_rate(path):

@@ -99,8 +99,11 @@ def load(
             check_random_state(randomness)
         plan.read()
         plan.commit()
-        if with_random_state:
-            set_random_state(randomness)
+        try:
+            plan.run_hooks()
+        finally:
+            if with_random_state:
+                set_random_state(randomness)
         return Loaded(plan.report, extra)
 
 
@@ -142,6 +145,10 @@ class _Plan:
                 reports.append(self._take_module(key, unwrapped(module)))
         if optimizer is not None and "optimizer" not in lacking:
             reports.append(self._take_optimizer(optimizer, model))
+            if self._optimizer is None and scheduler is not None:
+                # whose rates would go into groups of another rule
+                lacking.append("scheduler")
+                reports.append(LoadReport(mismatched=("scheduler: it was one of another rule",)))
         self.report = _joined(reports)
         if self._strict and not self.report.is_empty:
             raise _refusal(self.report)
@@ -235,12 +242,19 @@ class _Plan:
             undo.pop_all()
         for found in self._fits:
             found.finish(self._source)
+
+    def run_hooks(self) -> None:
+        """Call what modules have registered for after a load.
+
+        Raises:
+            RuntimeError: one of them has raised; everything is loaded
+        """
         try:
             for found in self._fits:
                 found.run_hooks()
         except Exception as error:
             raise RuntimeError(
-                f"load: everything was loaded; then a hook of the model raised "
+                "load: everything was loaded; then a hook of the model raised "
                 f"{type(error).__name__}: {error}"
             ) from error
 
