@@ -231,6 +231,14 @@ def test_expanded_buffers_are_refused_before_anything_is_changed(path, size):
     assert target.param_groups[0]["lr"] == lr
 
 
+def test_conjugate_buffers_are_refused(path):
+    model = nn.Module()
+    model.register_buffer("x", torch.rand(300, 300, dtype=torch.complex64).conj())
+    save(path, model=model)
+    with pytest.raises(CheckpointError, match="x is a conjugate of other memory"):
+        load(path, model=model)
+
+
 def test_whole_numbers_do_not_become_others(path):
     model, other = nn.Module(), nn.Module()
     model.register_buffer("index", torch.arange(3))
@@ -263,6 +271,8 @@ def test_what_is_loaded_in_inference_mode_can_be_trained(path, dtype):
     with torch.inference_mode():
         load(path, model=other, optimizer=resumed, dtype="param")
     assert torch.equal(other.weight, model.weight.to(dtype))
+    entries = [value for state in resumed.state.values() for value in state.values()]
+    assert not any(value.is_inference() for value in entries)
     trained(resumed)
 
 

@@ -161,6 +161,8 @@ def _of_memory(live: Tensor) -> str | None:
         return "is spread over processes: load it with torch.distributed.checkpoint"
     if any(size > 1 and step == 0 for size, step in zip(live.shape, live.stride(), strict=True)):
         return "is expanded: its elements share memory and cannot be written to; clone it first"
+    if live.is_conj() or live.is_neg():
+        return "is a conjugate of other memory: resolve_conj() and resolve_neg() give it its own"
     return None
 
 
