@@ -52,8 +52,7 @@ class Fit:
             if source.name_of(saved) is None:
                 with torch.inference_mode():
                     live.copy_(saved)
-            if not live.is_inference():
-                torch.autograd.graph.increment_version(live)
+            torch.autograd.graph.increment_version(live)
 
     def run_hooks(self) -> None:
         """Have the module take what is left, and call what was registered for after a load."""

@@ -37,13 +37,13 @@ def check_random_state(state: Any) -> None:
         CheckpointError: it could not
     """
     try:
+        if not isinstance(state["python"], tuple) or not isinstance(state["cuda"], list):
+            raise TypeError("they must be a tuple, and a list of those of devices")
         random.Random().setstate(state["python"])
         np.random.RandomState().set_state(_numpys(state["numpy"]))
         torch.Generator().set_state(state["torch"])
         for each in state["cuda"] if torch.cuda.is_available() else ():
             torch.Generator("cuda").set_state(each)
-        if not isinstance(state["cuda"], list):
-            raise TypeError("those of devices are no list")
     # they raise whatever comes up in the middle of what is none
     except Exception as error:
         raise CheckpointError(f"has no states of random number generators: {error}") from error
