@@ -16,8 +16,9 @@ from contextlib import contextmanager, suppress
 
 import pytest
 import torch
+from torch import nn
 
-from stepwell.checkpoint import load, replacing, save, saving, verify
+from stepwell.checkpoint import load, reading, replacing, save, saving, verify
 
 
 @pytest.fixture
@@ -368,10 +369,10 @@ def test_devices_have_finished_before_threads_read(path, monkeypatch):
     """Threads do not share the stream on which the last step may be under way."""
     calls = []
     monkeypatch.setattr(torch.accelerator, "synchronize", calls.append)
-    saving._synchronize([torch.ones(2), torch.ones(2, device="meta"), torch.ones(1, device="meta")])
+    saving.synchronize([torch.ones(2), torch.ones(2, device="meta"), torch.ones(1, device="meta")])
     assert calls == [torch.device("meta")]
     order = []
-    for name in ("_synchronize", "write", "_copied"):
+    for name in ("synchronize", "write", "_copied"):
         real = getattr(saving, name)
 
         def noted(*args, name=name, real=real, **kwargs):
@@ -381,7 +382,23 @@ def test_devices_have_finished_before_threads_read(path, monkeypatch):
         monkeypatch.setattr(saving, name, noted)
     for background in (False, True):
         save(path, extra=torch.ones(2), background=background).wait()
-    assert order == ["_synchronize", "write", "_synchronize", "_copied", "write"]
+    assert order == ["synchronize", "write", "synchronize", "_copied", "write"]
+
+
+def test_devices_have_finished_before_threads_write(path, monkeypatch):
+    save(path, model=nn.Linear(2, 2))
+    order = []
+    for name in ("synchronize", "in_parallel"):
+        real = getattr(reading, name)
+
+        def noted(*args, name=name, real=real):
+            order.append(name)
+            return real(*args)
+
+        monkeypatch.setattr(reading, name, noted)
+    load(path, model=nn.Linear(2, 2))
+    assert order == ["synchronize", "in_parallel"] * (len(order) // 2)
+    assert order
 
 
 @pytest.mark.cuda

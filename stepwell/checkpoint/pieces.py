@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -27,6 +27,7 @@ __all__ = [
     "memory",
     "runs",
     "set_piece",
+    "synchronize",
 ]
 
 PIECE = 1 << 20
@@ -101,6 +102,12 @@ def _next(waiting: deque[int]) -> int | None:
         return waiting.popleft()
     except IndexError:
         return None
+
+
+def synchronize(tensors: Iterable[Tensor]) -> None:
+    """Let devices finish what was asked of them: threads read and write on streams of their own."""
+    for device in {tensor.device for tensor in tensors if tensor.device.type != "cpu"}:
+        torch.accelerator.synchronize(device)
 
 
 def memory(tensor: Tensor) -> memoryview | None:

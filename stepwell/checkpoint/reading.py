@@ -15,7 +15,16 @@ import xxhash
 from torch import Tensor
 
 from .header import PREFIX, CheckpointError, Header, check_length, parse
-from .pieces import PIECE, check_system, digest, in_parallel, memory, runs, set_piece
+from .pieces import (
+    PIECE,
+    check_system,
+    digest,
+    in_parallel,
+    memory,
+    runs,
+    set_piece,
+    synchronize,
+)
 
 __all__ = ["SCHEMA", "File", "opened", "verify"]
 
@@ -138,6 +147,7 @@ class File:
             for i, (name, target) in enumerate(targets)
             for run in runs(self.num_bytes(name))
         ]
+        synchronize(target for _, target in targets if target is not None)
         found: list[list[bytes]] = [[] for _ in targets]
         for (i, *_), digests in zip(work, in_parallel(self._take, work), strict=True):
             found[i] += digests

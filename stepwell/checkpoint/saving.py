@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from multiprocessing.util import Finalize
 from pathlib import Path
 from traceback import clear_frames
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .contents import describe
 from .folder import check_keep, prune
-from .pieces import check_system
+from .pieces import check_system, synchronize
 from .randomness import random_state
 from .values import Packer
 from .writing import write
@@ -71,7 +71,7 @@ def save(
     packer = Packer()
     randomness = random_state() if with_random_state else None
     description = describe(packer, optimizer, model, scheduler, averaged, extra, randomness)
-    _synchronize(packer.tensors.values())
+    synchronize(packer.tensors.values())
     writing = Writing(path, packer.tensors, description, keep)
     if background:
         _Background.start(writing)
@@ -151,12 +151,6 @@ class Writing:
         error, self._error = self._error, None
         if error is not None:
             raise error
-
-
-def _synchronize(tensors: Iterable[Tensor]) -> None:
-    """Let devices finish what was asked of them: threads read from streams of their own."""
-    for device in {tensor.device for tensor in tensors if tensor.device.type != "cpu"}:
-        torch.accelerator.synchronize(device)
 
 
 def _copied(tensor: Tensor) -> Tensor:
