@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -14,6 +15,13 @@ import stepwell
 from stepwell.native.triton_jit import is_interpreting
 
 Shapes = Sequence[tuple[int, ...]]
+
+# the names of torch's optimizers
+CLASSES = [
+    name
+    for name in torch.optim.__all__
+    if inspect.isclass(getattr(torch.optim, name)) and name != "Optimizer"
+]
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # what is fastest for the tests' tensors: with TRITON_INTERPRET=1, the kernels for GPUs on a CPU

@@ -17,18 +17,11 @@ from torch import Tensor
 
 import stepwell
 
-from .cases import named, numbers
+from .cases import CLASSES, named, numbers
 from .compare import assert_within, real
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*[Ss]parse")
 
-CLASSES = [
-    name
-    for name in torch.optim.__all__
-    if inspect.isclass(getattr(torch.optim, name))
-    and name != "Optimizer"
-    and hasattr(stepwell, name)
-]
 # rates under which each of them moves, and Muon's products as torch has them
 OPTIONS: dict[str, dict[str, Any]] = {"Adadelta": {"lr": 0.5}, "LBFGS": {"lr": 0.1, "max_iter": 2}}
 OURS: dict[str, dict[str, Any]] = {"Muon": {"ns_dtype": "bfloat16"}}

@@ -23,7 +23,7 @@ from torch import Tensor
 
 import stepwell
 
-from .cases import numbers
+from .cases import CLASSES, numbers
 from .differences import row
 
 tensor = torch.tensor
@@ -31,13 +31,6 @@ tensor = torch.tensor
 pytestmark = pytest.mark.filterwarnings("ignore:.*[Ss]parse")
 
 TORCH = Path(torch.optim.__file__).parent
-CLASSES = [
-    name
-    for name in torch.optim.__all__
-    if inspect.isclass(getattr(torch.optim, name))
-    and name != "Optimizer"
-    and hasattr(stepwell, name)
-]
 
 NAN, INF = math.nan, math.inf
 TWO = tensor([0.9, 0.9])

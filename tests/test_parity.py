@@ -22,7 +22,7 @@ from torch import Tensor
 
 import stepwell
 
-from .cases import PLAIN, named, numbers, parameters, set_grads
+from .cases import CLASSES, PLAIN, named, numbers, parameters, set_grads
 from .compare import assert_within, real
 from .differences import ARGUMENTS, STATE, TYPES, row
 
@@ -40,8 +40,7 @@ def _public(name: str) -> Any:
     return getattr(torch.optim, name)
 
 
-CLASSES = [name for name in torch.optim.__all__ if inspect.isclass(_public(name)) and _has(name)]
-RULES = [name for name in CLASSES if name != "Optimizer"]
+WITH_BASE = [*CLASSES, "Optimizer"]
 
 
 @dataclass(frozen=True)
@@ -142,7 +141,7 @@ def test_what_is_missing_is_what_the_readme_says() -> None:
     assert ("scheduler" in (entry[1] if entry else "")) is bool(lacks)
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", WITH_BASE)
 def test_is_torchs_optimizer_and_its_twin_in_name(name: str) -> None:
     ours = getattr(stepwell, name)
     assert issubclass(ours, torch.optim.Optimizer)
@@ -219,7 +218,7 @@ def _assert_same_arguments(name: str, ours: Any, theirs: Any) -> None:
 
 
 @pytest.mark.tiny
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", WITH_BASE)
 def test_arguments(name: str) -> None:
     ours, theirs = getattr(stepwell, name), _public(name)
     if name == "Optimizer":
@@ -246,7 +245,7 @@ POSITIONAL: dict[str, Any] = {
 
 
 @pytest.mark.tiny
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", CLASSES)
 def test_positional_arguments(name: str) -> None:
     arguments = inspect.signature(_public(name)).parameters.values()
     given = POSITIONAL.get(name, (0.5, (0.8, 0.9), 1e-3, 0.2, True))
@@ -264,7 +263,7 @@ def _methods(cls: type) -> dict[str, Any]:
     return {name: function for name, function in members if not name.startswith("_")}
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", WITH_BASE)
 def test_methods(name: str) -> None:
     ours, theirs = (_methods(getattr(lib, name)) for lib in (stepwell, torch.optim))
     for method, function in theirs.items():
@@ -275,7 +274,7 @@ def test_methods(name: str) -> None:
 
 
 @pytest.mark.tiny
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", CLASSES)
 def test_defaults_and_keys_of_groups(name: str) -> None:
     ours, theirs = (
         getattr(lib, name)(parameters(MATRICES, torch.float32)) for lib in (stepwell, torch.optim)
@@ -344,7 +343,7 @@ def test_steps(task: Task) -> None:
         _assert_agree(task, ours, theirs, f"after {steps} steps")
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", CLASSES)
 def test_steps_with_defaults(name: str) -> None:
     task = next(task for task in TASKS if task.name == name)
     plain = replace(task, options={})
@@ -413,7 +412,7 @@ def test_state_of_the_wrong_shape_is_not_loaded(task: Task) -> None:
             assert all(torch.equal(one[where], other[where]) for where in other)
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", CLASSES)
 def test_hooks_for_all_optimizers_act_on_each(name: str) -> None:
     """Torch's registry and ours are one; the closure's result is the step's."""
     task = next(task for task in TASKS if task.name == name)
@@ -452,7 +451,7 @@ def test_state_can_be_made_and_measured_ahead(task: Task) -> None:
     _assert_agree(task, ahead, trained(task, torch.optim, 1), "state made ahead")
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", CLASSES)
 def test_copies_train_on(name: str) -> None:
     """As torch's: a deep copy holds its own parameters."""
     task = next(task for task in TASKS if task.name == name)
