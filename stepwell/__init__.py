@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 from .averaging import averaged as averaged
 from .averaging import averaged_weights as averaged_weights
+from .composing import compose as compose
 from .optimizer import LoadReport as LoadReport
 from .optimizer import Optimizer as Optimizer
-from .optimizer import compose as compose
 from .optimizer import swap_in_optimizer_params_and_state as swap_in_optimizer_params_and_state
 from .optimizers import ASGD as ASGD
 from .optimizers import LBFGS as LBFGS

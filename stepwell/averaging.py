@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from .cohort import PLAIN_TYPES, has_gaps_or_overlaps
+from .composing import compose
 from .language import Average
-from .optimizer import Optimizer, compose
+from .optimizer import Optimizer
 
 __all__ = ["averaged", "averaged_weights"]
 

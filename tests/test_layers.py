@@ -33,7 +33,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("totals",),
     ("plan",),
     ("optimizer",),
-    ("optimizers",),
+    ("composing", "optimizers"),
     ("averaging", "checkpoint", "plot", "swa_utils"),
     ("race",),
     ("__main__",),
