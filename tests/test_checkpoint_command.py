@@ -173,8 +173,8 @@ def test_every_class_of_torch_is_among_them():
     assert {twin.case.twin for twin in TWINS} == classes - {torch.optim.Optimizer}
 
 
-SCRATCH = {"al", "inverse", "oldest"}
-"""What LBFGS computes from its history: coefficients in torch, products in ours."""
+SCRATCH = {"al", "inverse", "oldest", "resting"}
+"""What LBFGS has beside its history: coefficients in torch, products and who is frozen in ours."""
 
 
 def state_of(optimizer):

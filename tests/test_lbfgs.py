@@ -182,7 +182,7 @@ def test_every_step_is_that_of_torch(
     torch.testing.assert_close(values(ours), values(theirs), **CLOSE)
     assert (state["n_iter"], state["func_evals"]) == (twin["n_iter"], twin["func_evals"])
     if twin["n_iter"]:
-        assert state.keys() - {"inverse", "oldest"} == twin.keys() - {"al"}
+        assert state.keys() - {"inverse", "oldest", "resting"} == twin.keys() - {"al"}
         for key in ("old_dirs", "old_stps", "ro", "d", "prev_flat_grad", "H_diag", "prev_loss"):
             # a pair is a difference of gradients, which near the end are small
             torch.testing.assert_close(
@@ -660,6 +660,29 @@ def test_frozen_parameters_rest_where_a_history_is_loaded_in_which_they_moved() 
     resumed.step(closure_of(resumed, loss))
     assert torch.equal(params[1], start[1])
     assert loss().item() < before
+
+
+@pytest.mark.parametrize("rests", [(False, True), (True, False), (True, True)])
+def test_who_rests_is_saved_with_the_history(rests: tuple[bool, bool]) -> None:
+    """Frozen, or woken, on the other side of a load: to the bits of the run that goes on."""
+    found = []
+    for is_resumed in (False, True):
+        params, loss = quadratic(condition=10.0)
+        optimizer = LBFGS(params, max_iter=5, **WOLFE)
+        for resting in rests:
+            (freeze if resting else unfreeze)(params[1:])
+            optimizer.step(closure_of(optimizer, loss))
+            if is_resumed:
+                # what the optimizer has been through since it was saved is forgotten
+                saved = optimizer.state_dict()
+                start = [param.detach().clone() for param in params]
+                (unfreeze if resting else freeze)(params[1:])
+                optimizer.step(closure_of(optimizer, loss))
+                optimizer.load_state_dict(saved)
+                with torch.no_grad():
+                    torch._foreach_copy_(params, start)
+        found.append((values(optimizer), optimizer.state_dict()["state"]))
+    assert_same(*found)
 
 
 def test_parameters_that_others_change_between_steps() -> None:

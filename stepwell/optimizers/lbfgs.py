@@ -73,7 +73,6 @@ class LBFGS(Optimizer):
     line_search_fn: StrongWolfe | None = None
 
     _history: History | None = None
-    _resting: tuple[int, ...] | None = None
     _warned = False
 
     @staticmethod
@@ -144,8 +143,9 @@ class LBFGS(Optimizer):
         tolerance, max_eval = group["tolerance_change"], _max_eval(group)
         try:
             for left in reversed(range(group["max_iter"])):
-                anew = self._resting not in (None, objective.resting)
-                self._resting = objective.resting
+                # torch's state does not say who rested
+                anew = state.get("resting", objective.resting) != objective.resting
+                state["resting"] = objective.resting
                 start, t = _set_out(history, group, state, point, anew)
                 objective.leave_resting(state["d"])
                 if start.slope >= -tolerance or t == 0:
@@ -322,7 +322,8 @@ def _resumed(state: Mapping[str, Any], like: Tensor) -> dict[str, Any]:
         return {}
     vectors = {key: fitted(state[key], like) for key in ("d", "prev_flat_grad")}
     numbers = {key: float(state[key]) for key in ("t", "H_diag", "prev_loss")}
-    return {**vectors, **numbers}
+    resting = {"resting": tuple(map(int, state["resting"]))} if "resting" in state else {}
+    return {**vectors, **numbers, **resting}
 
 
 def _copied(value: Any) -> Any:
