@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import stepwell
+from stepwell.checkpoint import load, save
 from stepwell.language import ClipNorm, Decay, NonNegative, lerp, zeros
 from stepwell.language import sum as total
 from stepwell.native.triton_jit import is_interpreting
@@ -1038,6 +1040,26 @@ def test_parameters_and_state_move(flags: str) -> None:
             give(mine, step)
             optimizer.step()
     assert_equal(moving, steady, "new memory for parameters and moments")
+
+
+@pytest.mark.parametrize(("case", "flags"), STATES)
+def test_a_file_goes_on(case: Case, flags: dict[str, bool], tmp_path: Path) -> None:
+    """To the bits of the training that was never saved, on the GPU on which that runs."""
+    path = tmp_path / "run.safetensors"
+    first, second = (torch.nn.ParameterList(drawn()) for _ in range(2))
+    before = trained(lambda p: case.make(p, **flags), [*first], 2)
+    after = case.make([*second], **flags)
+    save(path, model=first, optimizer=before)
+    for param in second:
+        param.data.zero_()
+    load(path, model=second, optimizer=after)
+    assert_equal(after, before, f"{case.name}, as loaded")
+    assert kinds(after) == kinds(before)
+    for params, optimizer in ((first, before), (second, after)):
+        for step in range(2, 4):
+            give([*params], step)
+            optimizer.step()
+    assert_equal(after, before, case.name)
 
 
 @pytest.mark.parametrize("name", GRAPHED)
