@@ -173,6 +173,62 @@ def test_what_wrappers_put_before_all_names_is_known_without_a_model(path):
         assert len(resumed.state) == 2
 
 
+# Names
+
+
+def nested():
+    """Two layers, of which the model calls the second "1.0" and its own parent calls it "0"."""
+    return nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2)))
+
+
+def test_names_that_repeat_are_refused_unless_the_model_has_others(path):
+    pair, other = (nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)) for _ in range(2))
+    optimizer = trained(stepwell.AdamW(pair.named_parameters()))
+    save(path, model=pair, optimizer=optimizer)
+    twice = stepwell.AdamW([*other[1].named_parameters(), *other[0].named_parameters()], lr=0.5)
+    with pytest.raises(ValueError, match=r"weight is listed twice in the optimizer.*pass model="):
+        load(path, optimizer=twice)
+    assert twice.param_groups[0]["lr"] == 0.5
+    assert not twice.state
+    assert load(path, optimizer=twice, model=other).report.is_empty
+    for saved, param in zip(pair.parameters(), other.parameters(), strict=True):
+        assert torch.equal(twice.state[param]["exp_avg"], optimizer.state[saved]["exp_avg"])
+
+
+def test_a_hook_that_takes_the_names_does_not_lead_to_another_order(path):
+    def without_names(_, state_dict):
+        groups = [{**group} for group in state_dict["param_groups"]]
+        for group in groups:
+            del group["param_names"]
+        return {**state_dict, "param_groups": groups}
+
+    model = nn.Linear(2, 2)
+    save(path, optimizer=trained(stepwell.AdamW(model.named_parameters())))
+    target = stepwell.AdamW([*model.named_parameters()][::-1])
+    target.register_load_state_dict_pre_hook(without_names)
+    with pytest.raises(CheckpointError, match="a hook has taken the param_names"):
+        load(path, optimizer=target)
+    assert not target.state
+
+
+@pytest.mark.parametrize("own", ["saved", "loaded", "both"])
+def test_a_name_that_the_model_gives_to_another_parameter_is_not_taken(path, own):
+    model, other = nested(), nested()
+
+    def inner(model, named):
+        return stepwell.AdamW(model[1].named_parameters() if named else model[1].parameters())
+
+    optimizer, target = inner(model, own != "loaded"), inner(other, own != "saved")
+    save(path, model=model, optimizer=trained(optimizer))
+    assert load(path, model=other, optimizer=target).report.is_empty
+    saved, param = model[1][0].weight, other[1][0].weight
+    assert torch.equal(target.state[param]["exp_avg"], optimizer.state[saved]["exp_avg"])
+    # and the file says whose it is
+    whole = stepwell.AdamW(other.parameters())
+    load(path, model=other, optimizer=whole, strict=False)
+    assert {id(p) for p in whole.state} == {id(p) for p in other[1].parameters()}
+
+
 # Renames
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from typing import Any
 
 import torch
@@ -157,14 +159,17 @@ def named(optimizer: torch.optim.Optimizer, model: torch.nn.Module | None) -> It
     They are those inside of all wrappers.
 
     Raises:
-        ValueError: a parameter has no name
+        ValueError: a parameter has no name, or one that is listed twice
     """
     known = {} if model is None else aliases(unwrapped(model))
+    groups = optimizer.param_groups
+    others = _ambiguous(known, groups)
+    found = [_names(known, others, group, index) for index, group in enumerate(groups)]
+    _check_unique(found)
     lent = []
     try:
-        for index, group in enumerate(optimizer.param_groups):
+        for group, names in zip(groups, found, strict=True):
             own = group.get("param_names")
-            names = _names(known, group, index)
             if own != names:
                 dict.__setitem__(group, "param_names", names)
                 lent.append((group, own))
@@ -176,12 +181,35 @@ def named(optimizer: torch.optim.Optimizer, model: torch.nn.Module | None) -> It
                 dict.__setitem__(group, "param_names", own)
 
 
-def _names(known: Mapping[int, Sequence[str]], group: Mapping[str, Any], index: int) -> list[str]:
+def _ambiguous(
+    known: Mapping[int, Sequence[str]], groups: Sequence[Mapping[str, Any]]
+) -> Collection[str]:
+    """The names that mean a certain parameter of the model, or two in the optimizer."""
+    own = Counter(plain_name(str(n)) for group in groups for n in group.get("param_names") or ())
+    return {*chain(*known.values()), *(name for name, times in own.items() if times > 1)}
+
+
+def _check_unique(names: Sequence[Sequence[str]]) -> None:
+    for name, times in Counter(chain(*names)).items():
+        if times > 1:
+            raise ValueError(
+                f"{name} is listed twice in the optimizer, and a checkpoint is matched by name: "
+                "pass model=, or put models side by side into an nn.ModuleDict, whose "
+                "named_parameters() have prefixes"
+            )
+
+
+def _names(
+    known: Mapping[int, Sequence[str]],
+    ambiguous: Collection[str],
+    group: Mapping[str, Any],
+    index: int,
+) -> list[str]:
     params, own = group["params"], group.get("param_names")
     if own is None or len(own) != len(params):
         return [_name(known, param, index, i) for i, param in enumerate(params)]
     pairs = zip(own, params, strict=True)
-    return [_own_name(str(name), known.get(id(param), ())) for name, param in pairs]
+    return [_own_name(str(name), known.get(id(param), ()), ambiguous) for name, param in pairs]
 
 
 def _name(known: Mapping[int, Sequence[str]], param: Tensor, group: int, number: int) -> str:
@@ -193,13 +221,17 @@ def _name(known: Mapping[int, Sequence[str]], param: Tensor, group: int, number:
     return known[id(param)][0]
 
 
-def _own_name(name: str, known: Sequence[str]) -> str:
-    """The name of a parameter without what wrappers put into it, as far as the model tells."""
+def _own_name(name: str, known: Sequence[str], ambiguous: Collection[str]) -> str:
+    """The optimizer's name of a parameter without what wrappers put into it.
+
+    It is the model's where that tells, and where the optimizer's own may mean another parameter.
+    """
     name = plain_name(name)
-    if name in known:
+    if name in known or not known:
         return name
     # DistributedDataParallel's is a name that a model may have as well
-    return next((other for other in known if _bare(other) == _bare(name)), name)
+    other = known[0] if name in ambiguous else name
+    return next((each for each in known if _bare(each) == _bare(name)), other)
 
 
 def _bare(name: str) -> list[str]:

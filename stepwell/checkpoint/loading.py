@@ -197,6 +197,11 @@ class _Plan:
         # hooks, and checks that users have written, raise whatever they like
         except Exception as error:
             raise CheckpointError(f"does not fit: {error} (nothing was loaded)") from error
+        if not loading.matched.by_name:
+            raise CheckpointError(
+                "does not fit: a hook has taken the param_names, by which a checkpoint is matched "
+                "(nothing was loaded)"
+            )
         self._optimizer = optimizer, _without_misfits(optimizer, loading)
         return _joined([report, loading.report])
 
