@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from stepwell.checkpoint import folder as folders
-from stepwell.checkpoint import latest, load, save, verify
+from stepwell.checkpoint import latest, load, save, verify, writing
 
 
 def files(folder):
@@ -113,6 +113,47 @@ def test_one_that_cannot_be_removed(tmp_path, monkeypatch):
     assert latest(tmp_path) == tmp_path / "step-2"
 
 
+def test_a_save_through_a_link_to_a_file_of_its_set(tmp_path):
+    """What has just been written is not an older one."""
+    saved(tmp_path, "step-1")
+    (tmp_path / "step-0").symlink_to("step-1")
+    saved(tmp_path, "step-0", keep=1)
+    assert files(tmp_path) == ["step-0", "step-1"]
+    assert load(tmp_path / "step-1").extra[0] == "step-0"
+
+
+@pytest.mark.parametrize("name", ["step-99", "best"])
+def test_links_do_not_count_and_what_they_lead_to_stays(tmp_path, name):
+    saved(tmp_path, "step-0", "step-1", "step-2")
+    (tmp_path / name).symlink_to("step-1")
+    (tmp_path / "step-98").symlink_to("nowhere")
+    saved(tmp_path, "step-3", keep=2)
+    assert files(tmp_path) == sorted(["step-1", "step-2", "step-3", name, "step-98"])
+    saved(tmp_path, "step-4", keep=2)
+    assert files(tmp_path) == sorted(["step-1", "step-3", "step-4", name, "step-98"])
+    (tmp_path / name).unlink()
+    saved(tmp_path, "step-5", keep=2)
+    assert files(tmp_path) == ["step-4", "step-5", "step-98"]
+
+
+def test_links_to_other_folders_stay(tmp_path):
+    (tmp_path / "other").mkdir()
+    saved(tmp_path / "other", "step-0")
+    (tmp_path / "step-0").symlink_to(tmp_path / "other" / "step-0")
+    saved(tmp_path, "step-1", "step-2", keep=1)
+    assert files(tmp_path) == ["other", "step-0", "step-2"]
+    assert load(tmp_path / "step-0").extra[0] == "step-0"
+
+
+def test_a_file_with_two_names_counts_once(tmp_path):
+    saved(tmp_path, "step-0", "step-1", "step-2")
+    os.link(tmp_path / "step-2", tmp_path / "step-8")
+    saved(tmp_path, "step-3", keep=3)
+    assert files(tmp_path) == ["step-1", "step-2", "step-3", "step-8"]
+    saved(tmp_path, "step-4", keep=1)
+    assert files(tmp_path) == ["step-4"]
+
+
 # Which is the newest
 
 
@@ -136,6 +177,41 @@ def test_a_clock_that_went_a_year_ahead(tmp_path, clock):
     assert latest(tmp_path) == tmp_path / "step-2"
     saved(tmp_path, "step-3", keep=2)
     assert files(tmp_path) == ["best.safetensors", "step-2", "step-3"]
+
+
+@pytest.mark.parametrize("name", ["best.ckpt", "other/x.safetensors"])
+def test_a_clock_that_went_ahead_for_a_file_of_another_kind(tmp_path, clock, name):
+    """The folders of a link, and of what it leads to, have the new file as their newest."""
+    (tmp_path / "other").mkdir()
+    clock.now += 10**18
+    saved(tmp_path, name)
+    clock.now -= 10**18
+    (tmp_path / "step-2.safetensors").symlink_to(tmp_path / "other" / "step-2.safetensors")
+    saved(tmp_path, "step-2.safetensors")
+    for folder in (tmp_path, tmp_path / "other"):
+        assert latest(folder) == folder / "step-2.safetensors"
+
+
+@pytest.mark.parametrize("now", [10**40 - 2, 2**63])
+def test_times_that_no_clock_says(tmp_path, monkeypatch, now):
+    """They are passed over, and those that are saved afterwards are found."""
+    with monkeypatch.context() as patch:
+        patch.setattr(writing, "time_of_saving", lambda _: now)
+        saved(tmp_path, "step-1")
+    verify(tmp_path / "step-1")
+    saved(tmp_path, "step-2", "step-3", "step-4", keep=2)
+    assert files(tmp_path) == ["step-1", "step-3", "step-4"]
+    assert latest(tmp_path) == tmp_path / "step-4"
+
+
+def test_the_last_time_that_a_clock_can_say(tmp_path, clock):
+    """Nothing is later; then the file system tells them apart."""
+    now, clock.now = clock.now, 2**63 - 1
+    saved(tmp_path, "step-9")
+    clock.now = now
+    os.utime(tmp_path / "step-9", (1, 1))
+    saved(tmp_path, "step-2")
+    assert latest(tmp_path) == tmp_path / "step-2"
 
 
 def test_a_clock_that_stands_still(tmp_path, clock):

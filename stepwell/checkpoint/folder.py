@@ -2,6 +2,8 @@
 
 Every file carries the time of its saving, which is later than that of the files beside it: neither
 clocks that went wrong nor copies with new dates change which one is the newest.
+
+A checkpoint is a file, whatever its names are: links are followed, and never removed.
 """
 
 from __future__ import annotations
@@ -25,6 +27,9 @@ SAVED = re.compile(
     rb'%s[0-9a-f]{%d}","stepwell":"{\\"saved\\":([0-9]{1,40})\b' % (re.escape(PREFIX), len(BLANK))
 )
 """How the header of a checkpoint begins: its time is found without reading all of it."""
+
+LAST = 2**63 - 1
+"""The latest time of saving that is believed: no clock of nanoseconds says more."""
 
 NUMBERED = re.compile(r"(.*?)(?<![0-9])(?<![0-9]\.)[0-9]+((?:\.[A-Za-z]\w*)*)", re.DOTALL)
 """A name that ends in a whole number, before suffixes: what stands around that number."""
@@ -51,14 +56,15 @@ def latest(folder: str | os.PathLike[str]) -> Path | None:
 def time_of_saving(path: Path) -> int:
     """The time for a new file, in nanoseconds since 1970: now, or later if one beside it is.
 
-    Beside it are the files in its folder with its suffix.
+    Beside it are all files in its folder, and in that of the file which it leads to.
     """
-    path = Path(os.path.realpath(path))
-    times = [0]
-    # whoever writes the file says what is wrong with the folder
-    with suppress(OSError):
-        times += [_saved_at(p) or 0 for p in path.parent.iterdir() if p.suffix == path.suffix]
-    return max(time.time_ns(), 1 + max(times))
+    times = [time.time_ns()]
+    for folder in {path.parent, Path(os.path.realpath(path)).parent}:
+        # whoever writes the file says what is wrong with the folder
+        with suppress(OSError):
+            ages = map(_age, folder.iterdir())
+            times += [1 + saved_at for saved_at, _ in filter(None, ages)]
+    return min(max(times), LAST)
 
 
 def check_keep(path: Path, keep: Any) -> None:
@@ -79,18 +85,32 @@ def check_keep(path: Path, keep: Any) -> None:
 def prune(path: Path, keep: int) -> None:
     """Remove checkpoints that are older than the newest `keep` whole ones.
 
-    Only those whose names differ from this one in the number at their end are looked at. Those that
-    stay are verified, each once in a process, except for what it has written itself.
+    Only files whose names differ from this one in the number at their end are looked at: links to
+    files neither count nor go, and what a link in the folder leads to stays. Those that stay are
+    verified, each once in a process, except for what it has written itself.
     """
     _whole[path] = _looks(path)
-    alike = [other for other in path.parent.iterdir() if _are_alike(other, path)]
-    others = _newest_first(other for other in alike if other != path)
-    lacking = keep - 1
-    for other in others if len(others) > lacking else ():
-        if lacking:
-            lacking -= _is_whole(other)
-        else:
+    beside = [other for other in path.parent.iterdir() if other != path]
+    linked = {_identity(other) for other in beside if other.is_symlink()}
+    files = [p for p in beside if _are_alike(p, path) and not p.is_symlink()]
+    others = {other: _identity(other) for other in _newest_first(files)}
+    # by what they are: a file may have several names
+    counted = {_identity(path)}
+    for other, file in others.items() if len(counted.union(others.values())) > keep else ():
+        if len(counted) < keep:
+            if _is_whole(other):
+                counted.add(file)
+        elif file not in counted | linked:
             _remove(other)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What tells the file that a name leads to from all others; None if it leads to none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _are_alike(one: Path, other: Path) -> bool:
@@ -126,13 +146,15 @@ def _remove(path: Path) -> None:
 
 def _newest_first(paths: Iterable[Path]) -> list[Path]:
     """Those that begin as a checkpoint does, by the time of their saving."""
-    times = {path: _saved_at(path) for path in paths}
-    found = [(saved_at, path) for path, saved_at in times.items() if saved_at is not None]
+    found = [(age, path) for path in paths if (age := _age(path)) is not None]
     return [path for _, path in sorted(found, reverse=True)]
 
 
-def _saved_at(path: Path) -> int | None:
-    """When a file says it was saved; None if it is not a checkpoint, or not finished."""
+def _age(path: Path) -> tuple[int, int] | None:
+    """When a file says it was saved, and for equal times, when the file system says so.
+
+    None if it is not a checkpoint, or not finished.
+    """
     # one that is not finished may be whole, and is removed by the next save
     if path.name.endswith(UNFINISHED):
         return None
@@ -140,5 +162,7 @@ def _saved_at(path: Path) -> int | None:
         if path.is_file():
             with path.open("rb", buffering=0) as file:
                 found = SAVED.match(file.read(8 + 160)[8:])
-            return None if found is None else int(found[1])
+                written_at = os.fstat(file.fileno()).st_mtime_ns
+            if found is not None and int(found[1]) <= LAST:
+                return int(found[1]), written_at
     return None

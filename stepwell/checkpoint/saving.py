@@ -52,7 +52,8 @@ def save(
         keep: afterwards, remove checkpoints that are older than the newest `keep` whole ones, of
             those in the folder whose names differ from this one in the number at their end alone
             (before suffixes, as in run7-step-1000.safetensors). Those that stay are verified, once
-            in a process, except for what it has written itself
+            in a process, except for what it has written itself. Links do not count, and neither
+            they nor what they lead to are removed
         background: copy the tensors and return; a thread writes the copies. A process has one such
             save at a time: the next one, of whatever kind, waits for it. What goes wrong there is
             raised by `wait()`, or by the next save instead of saving, or printed at exit
