@@ -9,16 +9,21 @@ import multiprocessing
 import os
 import signal
 import stat
+import subprocess
+import sys
 import threading
 import time
 import weakref
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from stepwell.checkpoint import load, reading, replacing, save, saving, verify
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -307,17 +312,101 @@ def test_a_process_of_multiprocessing_says_what_failed(path, disk, capfd):
     assert str(path) in said
 
 
-def test_a_forked_process_does_not_wait_for_the_thread_of_another(path, disk):
-    writing = save(path, extra=1, background=True)
+def forked(body):
+    """The exit status of a child that does this, within 20 seconds."""
     child = os.fork()
     if child == 0:
         try:
             with seconds(20):
-                writing.wait()
+                body()
             os._exit(0)
         finally:
             os._exit(1)
-    assert os.waitpid(child, 0)[1] == 0
+    return os.waitpid(child, 0)[1]
+
+
+def test_a_forked_process_does_not_wait_for_the_thread_of_another(path, disk):
+    writing = save(path, extra=1, background=True)
+    assert forked(writing.wait) == 0
+
+
+def test_a_fork_while_another_thread_copies(path, monkeypatch):
+    """That thread, which would let go of the lock, is not in the child."""
+    real, begun, go = saving._copied, threading.Event(), threading.Event()
+
+    def slow(tensor):
+        if os.getpid() == parent:
+            begun.set()
+            go.wait()
+        return real(tensor)
+
+    parent = os.getpid()
+    monkeypatch.setattr(saving, "_copied", slow)
+    options = {"extra": torch.ones(9), "background": True}
+    thread = threading.Thread(target=save, args=(path,), kwargs=options)
+    thread.start()
+    begun.wait()
+    other = path.with_name("other")
+    try:
+        assert forked(lambda: save(other, **options).wait()) == 0
+    finally:
+        go.set()
+        thread.join()
+        saving._Background.wait()
+    verify(other)
+    verify(path)
+
+
+def test_a_forked_process_does_not_say_what_another_failed_to_write(path, disk):
+    disk.number = errno.EIO
+    disk.go.set()
+    writing = save(path, extra=1, background=True)
+    writing._done.wait()
+    disk.number = 0
+    assert forked(lambda: save(path, extra=2)) == 0
+    with pytest.raises(OSError, match="Input/output error"):
+        writing.wait()
+    assert load(path).extra == 2
+
+
+# While the interpreter ends
+
+
+AT_EXIT = """
+import atexit, sys
+
+def late():
+    checkpoint.save(sys.argv[1], extra=torch.ones(9_000_000))
+    assert checkpoint.load(sys.argv[1]).extra.sum() == 9_000_000
+    checkpoint.save(sys.argv[2], extra=torch.ones(9_000_000), background=True)
+
+{}
+"""
+IMPORT, REGISTER = "import torch; from stepwell import checkpoint", "atexit.register(late)"
+
+
+@pytest.mark.parametrize("lines", [(IMPORT, REGISTER), (REGISTER, IMPORT)])
+def test_a_function_of_atexit_saves_and_loads(tmp_path, lines):
+    """It runs before, or after, what waits for a save in the background."""
+    paths = [tmp_path / name for name in ("here", "in the background")]
+    command = [sys.executable, "-c", AT_EXIT.format("\n".join(lines)), *paths]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert ran.stderr == ""
+    for path in paths:
+        verify(path)
+
+
+def test_threads_that_cannot_be_had(path, monkeypatch):
+    """Then this one does the work, whatever is asked for."""
+
+    def refused(_):
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    writing = save(path, extra=torch.ones(9_000_000), background=True)
+    assert writing.is_done
+    writing.wait()
+    assert load(path).extra.sum() == 9_000_000
 
 
 def test_copies_are_let_go_after_a_failure(path, disk, monkeypatch):

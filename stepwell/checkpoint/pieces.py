@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -71,7 +72,10 @@ def digest(pieces: Sequence[bytes]) -> str:
 def in_parallel(
     function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], most: int = 4
 ) -> list[Any]:
-    """What the function returns for each of these arguments, on this thread and some more."""
+    """What the function returns for each of these arguments, on this thread and some more.
+
+    On this one alone where the system gives no others.
+    """
     waiting = deque(range(len(arguments)))
     found: list[Any] = [None] * len(arguments)
 
@@ -88,8 +92,11 @@ def in_parallel(
     if helpers < 1:
         work()
         return found
+    helping: list[Future[None]] = []
     with ThreadPoolExecutor(helpers, thread_name_prefix="checkpoint") as pool:
-        helping = [pool.submit(work) for _ in range(helpers)]
+        # there are no new ones while the interpreter ends, in functions of atexit
+        with suppress(RuntimeError):
+            helping.extend(pool.submit(work) for _ in range(helpers))
         work()
     for each in helping:
         each.result()

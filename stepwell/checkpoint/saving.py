@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping
-from multiprocessing.util import Finalize
+from multiprocessing.util import Finalize, is_exiting
 from pathlib import Path
 from traceback import clear_frames
 from typing import Any
@@ -56,7 +56,8 @@ def save(
             they nor what they lead to are removed
         background: copy the tensors and return; a thread writes the copies. A process has one such
             save at a time: the next one, of whatever kind, waits for it. What goes wrong there is
-            raised by `wait()`, or by the next save instead of saving, or printed at exit
+            raised by `wait()`, or by the next save instead of saving, or printed at exit. While
+            the interpreter ends, it is written before this returns
 
     Returns:
         a handle, whose `wait()` returns once the file is written
@@ -74,7 +75,8 @@ def save(
     description = describe(packer, optimizer, model, scheduler, averaged, extra, randomness)
     synchronize(packer.tensors.values())
     writing = Writing(path, packer.tensors, description, keep)
-    if background:
+    # afterwards nobody would wait for it
+    if background and not is_exiting():
         _Background.start(writing)
     else:
         writing.run()
@@ -118,8 +120,14 @@ class Writing:
         thread = threading.Thread(target=self._run, args=(done,), name=f"writes {self.path.name}")
         # unlike atexit, it is heeded in processes of multiprocessing too
         self._at_exit = Finalize(None, self.wait, exitpriority=0)
-        thread.start()
-        self._done = done
+        try:
+            thread.start()
+        except RuntimeError:
+            # there are no new ones while the interpreter ends, in functions of atexit (Python 3.12)
+            self._at_exit.cancel()
+            self.run()
+        else:
+            self._done = done
 
     def _run(self, done: threading.Event) -> None:
         try:
@@ -177,3 +185,13 @@ class _Background:
         """Wait for the one that is under way, if one is, and raise its error."""
         if cls._latest is not None:
             cls._latest.wait()
+
+    @classmethod
+    def forget(cls) -> None:
+        """Begin anew in a forked process: it has no thread that would let go of the lock."""
+        cls._lock, cls._latest = threading.Lock(), None
+
+
+# not on Windows
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_Background.forget)
