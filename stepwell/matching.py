@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "LoadReport",
     "Match",
     "Place",
+    "are_alike",
     "match",
     "nearest",
     "refusal",
@@ -78,10 +80,19 @@ class Place(NamedTuple):
 
 @dataclass
 class Match:
-    """What belongs to what: saved ids to parameters, and to each group a saved one or None."""
+    """What belongs to what.
+
+    Attributes:
+        params: a parameter for each saved id
+        groups: for each group the saved one that it is matched with, if there is one
+        origins: for each group all the saved ones that its parameters were in
+        report: what has no counterpart, and what was not alike and has become one
+        by_name: whether names have decided it
+    """
 
     params: dict[Any, Place]
     groups: list[int | None]
+    origins: list[list[int]]
     report: LoadReport
     by_name: bool
 
@@ -147,12 +158,13 @@ def _match_names(
             params[saved_id] = Place(param, index, name)
             shared[index][saved_index] += 1
     pairs = [_source(index, counts, groups, saved) for index, counts in enumerate(shared)]
+    origins = [sorted(counts) for counts in shared]
     report = LoadReport(
         with_nearest(missing, unexpected, "the state dict has"),
         with_nearest(unexpected, missing, "the optimizer has"),
-        tuple(_ambiguities(shared, pairs, saved)),
+        tuple(_ambiguities(origins, pairs, saved)),
     )
-    return Match(params, pairs, report, by_name=True)
+    return Match(params, pairs, origins, report, by_name=True)
 
 
 def _source(
@@ -166,11 +178,10 @@ def _source(
 
 
 def _ambiguities(
-    shared: Sequence[Counter[int]], pairs: Sequence[int | None], saved: Sequence[Group]
+    origins: Sequence[Sequence[int]], pairs: Sequence[int | None], saved: Sequence[Group]
 ) -> Iterator[str]:
     """What the saved groups differ in that have become one, or parts of one."""
-    for index, counts in enumerate(shared):
-        sources = sorted(counts)
+    for index, sources in enumerate(origins):
         differing = list(_differences([saved[i] for i in sources]))
         if differing:
             yield (
@@ -181,19 +192,46 @@ def _ambiguities(
 
 
 def _differences(groups: Sequence[Group]) -> Iterator[str]:
+    if len(groups) < 2:
+        return
     for key in dict.fromkeys(key for group in groups for key in group):
-        values = [_plain(group.get(key)) for group in groups]
-        if key not in ("params", "param_names", *EXECUTION) and values.count(values[0]) < len(
-            groups
-        ):
-            yield f"{key} ({', '.join(map(str, values))})"
+        if key not in ("params", "param_names", *EXECUTION):
+            values = [group.get(key) for group in groups]
+            if not are_alike(values):
+                yield f"{key} ({', '.join(map(_words, values))})"
 
 
-def _plain(value: Any) -> Any:
-    """What can be compared: tensors as numbers."""
-    if isinstance(value, (tuple, list)):
-        return tuple(map(_plain, value))
-    return value.tolist() if isinstance(value, Tensor) else value
+def are_alike(values: Sequence[Any]) -> bool:
+    """Whether all values are the same; what cannot be compared is not."""
+    try:
+        return all(_is_same(values[0], value) for value in values[1:])
+    # users put whatever they like into groups
+    except Exception:
+        return False
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    if one is other:
+        return True
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, (tuple, list)) and isinstance(other, (tuple, list)):
+        return len(one) == len(other) and all(map(_is_same, one, other))
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_is_same(one[k], other[k]) for k in one)
+    one, other = _number(one), _number(other)
+    same = one == other
+    # arrays compare item by item; a NaN is not even itself
+    return bool(same.all() if hasattr(same, "all") else same or (one != one and other != other))
+
+
+def _number(value: Any) -> Any:
+    return value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+
+
+def _words(value: Any) -> str:
+    value = _number(value)
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else str(value)
 
 
 def with_nearest(names: Sequence[str], others: Sequence[str], where: str) -> tuple[str, ...]:
@@ -235,8 +273,9 @@ def _match_order(groups: Sequence[Group], saved: Sequence[Group]) -> Match:
     for index in range(len(groups), len(saved)):
         unexpected += [f"parameter id {i} (group {index})" for i in saved[index]["params"]]
     pairs = [index if index < len(saved) else None for index in range(len(groups))]
+    origins = [[] if index is None else [index] for index in pairs]
     report = LoadReport(tuple(missing), tuple(unexpected))
-    return Match(params, pairs, report, by_name=False)
+    return Match(params, pairs, origins, report, by_name=False)
 
 
 def refusal(

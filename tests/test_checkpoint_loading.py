@@ -19,7 +19,7 @@ from stepwell.checkpoint import CheckpointError, load, save
 from stepwell.checkpoint.convert import from_torch
 from stepwell.checkpoint.pieces import get_piece, set_piece
 from stepwell.language import ClipNorm
-from stepwell.lr_scheduler import StepLR
+from stepwell.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau, SequentialLR, StepLR
 
 from .compare import assert_same_training, snapshot
 
@@ -501,6 +501,93 @@ def test_whatever_has_a_state_dict_can_be_saved_as_a_scheduler(path):
     save(path, scheduler=scaler)
     load(path, scheduler=other)
     assert other.get_scale() == 8.0
+
+
+TWO = {"0": 0.5, "1": 0.125}
+"""The rates of two groups, by the prefix of the names in them."""
+
+
+def scheduled(make, order="01", named=True, merged=False):
+    """A model, an optimizer with groups in this order, and its schedule."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    parts = {name: part.named_parameters(name) for name, part in model.named_children()}
+    listed = {name: list(each if named else dict(each).values()) for name, each in parts.items()}
+    groups = [{"params": listed[name], "lr": TWO[name]} for name in order]
+    if merged:
+        groups = [{"params": [param for group in groups for param in group["params"]], "lr": 0.5}]
+    optimizer = stepwell.SGD(groups)
+    return model, optimizer, make(optimizer)
+
+
+def next_rates(model, optimizer, schedule):
+    trained(optimizer)
+    schedule.step()
+    names = {id(param): name for name, param in model.named_parameters()}
+    return {names[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+
+
+def in_two_parts(optimizer):
+    return SequentialLR(optimizer, [StepLR(optimizer, 1), StepLR(optimizer, 2)], [4])
+
+
+@pytest.mark.parametrize("way", ["names", "the model's names"])
+@pytest.mark.parametrize("make", [partial(StepLR, step_size=1), in_two_parts])
+def test_a_schedule_that_is_loaded_alone_finds_its_groups(path, make, way):
+    training = scheduled(make)
+    next_rates(*training)
+    model, optimizer, schedule = training
+    save(path, model=model, optimizer=optimizer, scheduler=schedule)
+    resumed = scheduled(make, order="10", named=way == "names")
+    load(path, model=resumed[0], optimizer=resumed[1])
+    given = {} if way == "names" else {"model": resumed[0]}
+    assert load(path, scheduler=resumed[2], **given).report.is_empty
+    for _ in range(6):
+        assert next_rates(*resumed) == next_rates(*training)
+
+
+def test_a_schedule_whose_groups_cannot_be_known_is_refused(path):
+    model, optimizer, schedule = scheduled(partial(StepLR, step_size=1))
+    save(path, model=model, optimizer=optimizer, scheduler=schedule)
+    _, _, unnamed = scheduled(partial(StepLR, step_size=1), order="10", named=False)
+    with pytest.raises(CheckpointError, match="which is whose is not known without the names"):
+        load(path, scheduler=unnamed)
+    _, _, other = scheduled(partial(StepLR, step_size=1))
+    with pytest.raises(CheckpointError, match="group 1: its parameters are not in the file"):
+        load(path, scheduler=other, rename={"^1": "2"})
+
+
+def test_rates_of_a_schedule_that_differ_do_not_become_one(path):
+    floors = [0.25, 0.0625]
+    model, optimizer, schedule = scheduled(partial(ReduceLROnPlateau, min_lr=floors))
+    for group in optimizer.param_groups:
+        group["lr"] = 0.5
+    save(path, model=model, optimizer=optimizer, scheduler=schedule)
+    make = partial(ReduceLROnPlateau, min_lr=0.03125)
+    other, target, merged = scheduled(make, merged=True)
+    with pytest.raises(CheckpointError, match=r"whose min_lrs differ \(0.25, 0.0625\)"):
+        load(path, model=other, optimizer=target, scheduler=merged)
+    assert merged.min_lrs == [0.03125]
+    load(path, optimizer=target, scheduler=merged, strict=False)
+    assert merged.min_lrs == [0.25]
+
+
+def test_the_state_of_one_schedule_is_not_taken_for_that_of_another(path):
+    optimizer = stepwell.SGD(nn.Linear(2, 2).named_parameters(), lr=0.5)
+    save(path, scheduler=CosineAnnealingLR(optimizer, 10))
+    schedule = StepLR(optimizer, 3)
+    before = schedule.state_dict()
+    with pytest.raises(CheckpointError, match="state of CosineAnnealingLR, not StepLR"):
+        load(path, scheduler=schedule)
+    assert load(path, scheduler=schedule, strict=False).report.mismatched
+    assert schedule.state_dict() == before
+    # those of torch have the same names
+    theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
+    load(path, scheduler=theirs)
+    assert theirs.T_max == 10
+    save(path, scheduler=in_two_parts(optimizer))
+    parts = [StepLR(optimizer, 1), CosineAnnealingLR(optimizer, 2)]
+    with pytest.raises(CheckpointError, match=r"state of SequentialLR\(StepLR, StepLR\), not"):
+        load(path, scheduler=SequentialLR(optimizer, parts, [4]))
 
 
 # Rules

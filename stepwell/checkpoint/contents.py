@@ -15,6 +15,7 @@ from torch import Tensor
 from ..groups.naming import plain_name, unwrapped
 from .names import aliases, names_inside
 from .reading import SCHEMA
+from .schedules import class_of
 from .values import Packer
 
 __all__ = [
@@ -51,6 +52,8 @@ def describe(
         "random": randomness,
     }
     packed = {key: packer.pack(part, key) for key, part in parts.items() if part is not None}
+    if scheduler is not None:
+        packed["scheduler_class"] = class_of(scheduler)
     if optimizer is not None:
         with named(optimizer, model):
             packed["optimizer"] = _optimizer(packer, optimizer)

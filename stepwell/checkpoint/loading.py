@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from itertools import chain
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..groups.naming import unwrapped
-from ..matching import LoadReport, match, shown
+from ..matching import LoadReport, Match, match, shown
 from ..optimizer import Optimizer
 from ..state_dict import Loading, Policy
 from . import schedules, states
@@ -149,11 +149,12 @@ class _Plan:
                 # whose rates would go into groups of another rule
                 lacking.append("scheduler")
                 reports.append(LoadReport(mismatched=("scheduler: it was one of another rule",)))
+        if scheduler is not None and "scheduler" not in lacking:
+            reports.append(self._take_scheduler(scheduler, model))
         self.report = _joined(reports)
         if self._strict and not self.report.is_empty:
             raise _refusal(self.report)
-        if scheduler is not None and "scheduler" not in lacking:
-            self._take_scheduler(scheduler)
+        self._rehearse()
 
     def _has(self, key: str) -> bool:
         return key in self._file.description
@@ -181,8 +182,7 @@ class _Plan:
 
     def _take_optimizer(self, optimizer: Optimizer, model: Any) -> LoadReport:
         packed = checked_optimizer(self._file.description["optimizer"])
-        own = [name for group in optimizer.param_groups for name in group["param_names"]]
-        names = matched_names(packed["params"], self._rename, own, self._tied(model))
+        names = self._names(packed, optimizer, model)
         state_dict = state_dict_with(packed, self._source, names)
         report = kinds(optimizer, packed, names, self._policy)
         others = rule_differences(optimizer, packed, state_dict["param_groups"])
@@ -205,23 +205,67 @@ class _Plan:
         self._optimizer = optimizer, _without_misfits(optimizer, loading)
         return _joined([report, loading.report])
 
+    def _names(self, packed: Mapping[str, Any], optimizer: Any, model: Any) -> dict[str, str]:
+        """What the saved names of an optimizer mean in this one, which knows its own."""
+        own = [name for group in optimizer.param_groups for name in group["param_names"]]
+        return matched_names(packed["params"], self._rename, own, self._tied(model))
+
     def _tied(self, model: Any) -> list[list[str]]:
         """The names that mean one tensor, in the file's model and in the one that is given."""
         own = [] if model is None else aliases(unwrapped(model)).values()
         return [*own, *ties(self._file.description.get("model"), self._rename)]
 
-    def _take_scheduler(self, scheduler: Any) -> None:
-        state = self.whole("scheduler")
+    def _take_scheduler(self, scheduler: Any, model: Any) -> LoadReport:
+        state, own = self.whole("scheduler"), scheduler.state_dict()
+        saved, kind = self._file.description.get("scheduler_class"), schedules.class_of(scheduler)
+        if saved not in (None, kind):
+            words = f"scheduler: the file has state of {saved}, not {kind}"
+            return LoadReport(mismatched=(words,))
+        matched = self._matched_groups(getattr(scheduler, "optimizer", None), model)
+        self._scheduler = scheduler, state
+        if matched is None:
+            return LoadReport()
+        self._scheduler = scheduler, schedules.regrouped(state, own, matched)
+        pairs = enumerate(zip(matched.groups, scheduler.optimizer.param_groups, strict=True))
+        new = [index for index, (source, group) in pairs if source is None and group["params"]]
+        return LoadReport(
+            missing=tuple(f"scheduler: group {i}: its parameters are not in the file" for i in new),
+            mismatched=tuple(schedules.differences(state, own, matched)),
+        )
+
+    def _matched_groups(self, optimizer: Any, model: Any) -> Match | None:
+        """Which saved groups those that a schedule drives are; None if there is no choice."""
+        if self._optimizer is not None and self._optimizer[0] is optimizer:
+            return self._optimizer[1].matched
+        if not hasattr(optimizer, "param_groups") or not self._has("optimizer"):
+            return None
+        packed = checked_optimizer(self._file.description["optimizer"])
+        if max(len(packed["groups"]), len(optimizer.param_groups)) < 2:
+            return None
         try:
-            if self._optimizer is not None:
-                sources = self._optimizer[1].matched.groups
-                state = schedules.regrouped(state, scheduler.state_dict(), sources)
-            schedules.rehearse(scheduler, state)
+            with named(optimizer, model):
+                names = self._names(packed, optimizer, model)
+                groups = state_dict_with(packed, self._source, names)["param_groups"]
+                return match(rule_of(optimizer), optimizer.param_groups, groups, strict=False)
+        except CheckpointError:
+            raise
+        except ValueError as error:
+            raise CheckpointError(
+                "does not fit: scheduler: it has a rate for each group, and which is whose is not "
+                "known without the names of their parameters: load it in one call with model= or "
+                "optimizer=, or make the optimizer from model.named_parameters() (nothing was "
+                "loaded)"
+            ) from error
+
+    def _rehearse(self) -> None:
+        if self._scheduler is None:
+            return
+        try:
+            schedules.rehearse(*self._scheduler)
         except Exception as error:
             raise CheckpointError(
                 f"does not fit: scheduler: {type(error).__name__}: {error} (nothing was loaded)"
             ) from error
-        self._scheduler = scheduler, state
 
     def read(self) -> None:
         """Read what goes into new tensors, and compare everything else with its digests."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from typing import Any
 
 from torch import Tensor
 
 from ..lr_scheduler.scheduler import Stage
+from ..matching import Match, are_alike
 
-__all__ = ["regrouped", "rehearse", "restorer"]
+__all__ = ["class_of", "differences", "regrouped", "rehearse", "restorer"]
 
 PER_GROUP = frozenset(
     [
@@ -27,32 +28,66 @@ PER_GROUP = frozenset(
 """Lists with one item for each group of the optimizer."""
 
 
-def regrouped(state: Any, own: Any, sources: Sequence[int | None]) -> Any:
+def class_of(scheduler: Any) -> str:
+    """What a schedule is called, as in "SequentialLR(LinearLR, StepLR)"."""
+    parts = getattr(scheduler, "_schedulers", ())
+    name = type(scheduler).__name__
+    return f"{name}({', '.join(map(class_of, parts))})" if parts else name
+
+
+def regrouped(state: Any, own: Any, matched: Match) -> Any:
     """The state dict of a schedule for groups that were split, put together or in other places.
 
     Args:
         state: what was saved, of one schedule or of several in one
         own: what the schedule has now; a group that was not saved keeps it
-        sources: for each group the saved one, if there is one
+        matched: which saved group each group is matched with
     """
     if not isinstance(state, Mapping) or not isinstance(own, Mapping):
         return state
-    return {key: _regrouped(key, value, own.get(key), sources) for key, value in state.items()}
+    made = {}
+    for key, value in state.items():
+        made[key] = value
+        if _holds_parts(key, value, own):
+            pairs = zip(value, own[key], strict=True)
+            made[key] = [regrouped(each, of, matched) for each, of in pairs]
+        elif _is_per_group(key, value, own, matched):
+            kept = zip(matched.groups, own[key], strict=True)
+            made[key] = [mine if source is None else value[source] for source, mine in kept]
+    return made
 
 
-def _regrouped(key: str, value: Any, own: Any, sources: Sequence[int | None]) -> Any:
-    if not isinstance(value, list) or not isinstance(own, list):
-        return value
-    if key == "_schedulers" and len(value) == len(own):
-        return [regrouped(each, of, sources) for each, of in zip(value, own, strict=True)]
-    if key in PER_GROUP and len(own) == len(sources) and _known(value, sources):
-        pairs = zip(sources, own, strict=True)
-        return [kept if source is None else value[source] for source, kept in pairs]
-    return value
+def differences(state: Any, own: Any, matched: Match) -> Iterator[str]:
+    """What a schedule has of its own for each of several groups that have become one."""
+    if not isinstance(state, Mapping) or not isinstance(own, Mapping):
+        return
+    for key, value in state.items():
+        if _holds_parts(key, value, own):
+            for each, of in zip(value, own[key], strict=True):
+                yield from differences(each, of, matched)
+        elif _is_per_group(key, value, own, matched):
+            for index, sources in enumerate(matched.origins):
+                values = [value[source] for source in sources]
+                if values and not are_alike(values):
+                    yield (
+                        f"scheduler: group {index}: its parameters were in groups "
+                        f"{', '.join(map(str, sources))}, whose {key} differ "
+                        f"({', '.join(map(str, values))})"
+                    )
 
 
-def _known(value: Sequence[Any], sources: Sequence[int | None]) -> bool:
-    return all(source is None or source < len(value) for source in sources)
+def _holds_parts(key: str, value: Any, own: Mapping[str, Any]) -> bool:
+    parts = own.get(key)
+    both_lists = isinstance(value, list) and isinstance(parts, (list, tuple))
+    return key == "_schedulers" and both_lists and len(value) == len(parts or ())
+
+
+def _is_per_group(key: str, value: Any, own: Mapping[str, Any], matched: Match) -> bool:
+    mine = own.get(key)
+    if key not in PER_GROUP or not isinstance(value, list) or not isinstance(mine, list):
+        return False
+    sources = [source for origins in matched.origins for source in origins]
+    return len(mine) == len(matched.groups) and max(sources, default=-1) < len(value)
 
 
 def restorer(scheduler: Any) -> Callable[[], None]:
