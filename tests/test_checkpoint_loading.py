@@ -6,6 +6,7 @@ Expected values are written out, or are what torch's own `load_state_dict` makes
 from __future__ import annotations
 
 import random
+import threading
 from functools import partial
 from typing import ClassVar
 
@@ -19,7 +20,13 @@ from stepwell.checkpoint import CheckpointError, load, save
 from stepwell.checkpoint.convert import from_torch
 from stepwell.checkpoint.pieces import get_piece, set_piece
 from stepwell.language import ClipNorm
-from stepwell.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau, SequentialLR, StepLR
+from stepwell.lr_scheduler import (
+    CosineAnnealingLR,
+    LambdaLR,
+    ReduceLROnPlateau,
+    SequentialLR,
+    StepLR,
+)
 
 from .compare import assert_same_training, snapshot
 
@@ -588,6 +595,114 @@ def test_the_state_of_one_schedule_is_not_taken_for_that_of_another(path):
     parts = [StepLR(optimizer, 1), CosineAnnealingLR(optimizer, 2)]
     with pytest.raises(CheckpointError, match=r"state of SequentialLR\(StepLR, StepLR\), not"):
         load(path, scheduler=SequentialLR(optimizer, parts, [4]))
+
+
+class Trainer:
+    """Has what cannot be copied, and a rate."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.model = nn.Linear(2, 2)
+        self.factor = 0.5
+
+    def __deepcopy__(self, _):
+        raise MemoryError("a model is copied")
+
+    def rate(self, step):
+        return self.factor**step
+
+
+class Called(Trainer):
+    """A rate that is an object, whose attributes are in the state of its schedule."""
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __call__(self, step):
+        return self.rate(step)
+
+
+class MoodyLambda(LambdaLR):
+    """Refuses states as often as it is told to, after it has taken them."""
+
+    moods: ClassVar[list[bool]] = []
+
+    def _take_state(self, state):
+        super()._take_state(state)
+        if self.moods and self.moods.pop():
+            raise RuntimeError("not today")
+
+
+def stated(state, name):
+    """What is saved as a schedule of a class of this name, with this state."""
+    return type(name, (), {"state_dict": lambda self: state})()
+
+
+@pytest.mark.parametrize("library", [stepwell.lr_scheduler, torch.optim.lr_scheduler])
+def test_what_a_schedule_calls_is_not_copied(path, library):
+    trainer = Trainer()
+    optimizer = stepwell.SGD(trainer.model.named_parameters(), lr=1.0)
+    schedule = library.LambdaLR(optimizer, trainer.rate)
+    schedule.trainer, rate = trainer, schedule.lr_lambdas[0]
+    next_rates(trainer.model, optimizer, schedule)
+    state = {key: value for key, value in schedule.state_dict().items() if key != "trainer"}
+    save(path, optimizer=optimizer, scheduler=stated(state, "LambdaLR"))
+    next_rates(trainer.model, optimizer, schedule)
+    load(path, optimizer=optimizer, scheduler=schedule)
+    assert schedule.last_epoch == 1
+    assert schedule.lr_lambdas[0] is rate
+    assert schedule.trainer is trainer
+
+
+def test_an_undone_load_leaves_the_very_parts_and_what_they_call(path, monkeypatch):
+    def make(factor):
+        optimizer = stepwell.SGD(nn.Linear(2, 2).named_parameters(), lr=1.0)
+        called = Called(factor)
+        parts = [MoodyLambda(optimizer, called), StepLR(optimizer, 2)]
+        return optimizer, called, parts, SequentialLR(optimizer, parts, [4])
+
+    saved, _, _, theirs = make(0.25)
+    save(path, optimizer=saved, scheduler=theirs)
+    optimizer, called, parts, ours = make(0.5)
+    # the first time, it is tried on a copy
+    monkeypatch.setattr(MoodyLambda, "moods", [True, False])
+    with pytest.raises(CheckpointError, match="not today"):
+        load(path, optimizer=optimizer, scheduler=ours)
+    assert all(one is other for one, other in zip(ours._schedulers, parts, strict=True))
+    assert parts[0].lr_lambdas == [called]
+    assert called.factor == 0.5
+    load(path, optimizer=optimizer, scheduler=ours)
+    assert called.factor == 0.25
+
+
+class Free(StepLR):
+    """Keeps whatever it likes, and has a property."""
+
+    def __init__(self, optimizer):
+        self.phase, self.ends, self.mixed = 0, 1, [1, "x"]
+        super().__init__(optimizer, 1)
+
+    @property
+    def size(self):
+        return self.step_size
+
+    @size.setter
+    def size(self, value):
+        self.step_size = value
+
+
+def test_attributes_may_change_their_kind_while_training(path):
+    optimizer = stepwell.SGD(nn.Linear(2, 2).named_parameters(), lr=1.0)
+    schedule, other = Free(optimizer), Free(optimizer)
+    schedule.phase, schedule.ends = "done", [1.0]
+    save(path, scheduler=schedule)
+    load(path, scheduler=other)
+    assert (other.phase, other.ends, other.mixed) == ("done", [1.0], [1, "x"])
+    for name in ("size", "step"):
+        save(path, scheduler=stated({**schedule.state_dict(), name: 3}, "Free"))
+        with pytest.raises(CheckpointError, match=f"it has {name}, which are no state"):
+            load(path, scheduler=other)
+    assert other.size == 1
 
 
 # Rules

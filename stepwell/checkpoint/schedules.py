@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from copy import deepcopy
+from copy import copy, deepcopy
+from enum import Enum
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from torch import Tensor
+from torch.nn import Module
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from ..lr_scheduler.scheduler import Stage
 from ..matching import Match, are_alike
+from .states import SMALL
 
 __all__ = ["class_of", "differences", "regrouped", "rehearse", "restorer"]
 
@@ -26,6 +33,9 @@ PER_GROUP = frozenset(
     ]
 )
 """Lists with one item for each group of the optimizer."""
+
+KEPT = (FunctionType, MethodType, BuiltinFunctionType, ModuleType, type, Enum, Module, Optimizer)
+"""What has attributes that no schedule loads."""
 
 
 def class_of(scheduler: Any) -> str:
@@ -91,13 +101,22 @@ def _is_per_group(key: str, value: Any, own: Mapping[str, Any], matched: Match) 
 
 
 def restorer(scheduler: Any) -> Callable[[], None]:
-    """What gives a schedule its present state back."""
-    optimizer = getattr(scheduler, "optimizer", None)
-    kept = vars(deepcopy(scheduler, {id(optimizer): optimizer}))
+    """What gives a schedule, its parts and what they call their present state back."""
+    kept: dict[int, tuple[Any, dict[str, Any]]] = {}
+
+    def remember(part: Any) -> Any:
+        if id(part) not in kept:
+            kept[id(part)] = part, {}
+            kept[id(part)][1].update(_state(part, part is scheduler, remember))
+        return part
+
+    remember(scheduler)
 
     def restore() -> None:
-        vars(scheduler).clear()
-        vars(scheduler).update(kept)
+        for part, state in kept.values():
+            for name in vars(part).keys() - state.keys():
+                del vars(part)[name]
+            vars(part).update(state)
 
     return restore
 
@@ -107,31 +126,72 @@ def rehearse(scheduler: Any, state: Any) -> None:
 
     Raises:
         Exception: whatever the schedule raises
-        ValueError: the state would take the place of a method
+        ValueError: the state would take the place of a method or property
     """
-    optimizer = getattr(scheduler, "optimizer", None)
-    stage = None if optimizer is None else Stage(optimizer)
-    copied = deepcopy(scheduler, {id(optimizer): stage})
+    copied = _double(scheduler, getattr(scheduler, "optimizer", None))
     copied.load_state_dict(deepcopy(state))
     replaced = _methods(copied) - _methods(scheduler)
     if replaced:
         raise ValueError(f"it has {', '.join(sorted(replaced))}, which are no state")
-    for name, value in vars(copied).items():
-        if not _alike(value, vars(scheduler).get(name)):
-            raise ValueError(f"{name} is {value!r:.40}, which is {vars(scheduler)[name]!r:.40} now")
 
 
-def _alike(value: Any, own: Any) -> bool:
-    """Whether both are numbers, texts, or lists of such; what is not set is like anything."""
-    if own is None or value is None:
-        return True
-    if isinstance(own, list) and isinstance(value, list):
-        return all(_alike(each, own[0]) for each in value) if own else True
-    numbers, texts = (int, float, Tensor), str
-    return all(isinstance(value, kind) for kind in (numbers, texts, list) if isinstance(own, kind))
+def _double(scheduler: Any, optimizer: Any) -> Any:
+    """A copy that drives copies of the groups, and has copies of what it calls."""
+    stage = None if optimizer is None else Stage(optimizer)
+    made: dict[int, Any] = {}
+
+    def double(part: Any) -> Any:
+        if id(part) not in made:
+            made[id(part)] = copied = _empty(type(part))
+            if copied is None:
+                made[id(part)] = part
+                return part
+            vars(copied).update(_state(part, part is scheduler, double))
+            if stage is not None and vars(part).get("optimizer") is optimizer:
+                # what is loaded into the optimizer is not seen
+                vars(copied).update(optimizer=stage, _loads_seen=None)
+        return made[id(part)]
+
+    return double(scheduler)
+
+
+def _empty(kind: type) -> Any:
+    """An object of a class without attributes, or None where its attributes are not all it has."""
+    try:
+        return None if hasattr(kind, "__del__") else object.__new__(kind)
+    except TypeError:
+        return None
+
+
+def _state(part: Any, is_whole: bool, visit: Callable[[Any], Any]) -> dict[str, Any]:
+    """The attributes of a schedule, copied; those of what it holds or calls, as they are."""
+    if not (is_whole or isinstance(part, LRScheduler)):
+        return dict(vars(part))
+    return {name: _copied(value, visit) for name, value in vars(part).items()}
+
+
+def _copied(value: Any, visit: Callable[[Any], Any]) -> Any:
+    """A copy of plain data; what `visit` makes of objects in it. Large tensors are not copied."""
+    if isinstance(value, Tensor):
+        is_plain = not value.requires_grad and value.numel() * value.element_size() <= SMALL
+        return value.clone() if is_plain else value
+    if isinstance(value, dict):
+        made = copy(value)
+        made.update({key: _copied(item, visit) for key, item in value.items()})
+        return made
+    if isinstance(value, (list, deque)) or type(value) in (tuple, set):
+        return type(value)(_copied(item, visit) for item in value)
+    if isinstance(value, KEPT) or not hasattr(value, "__dict__"):
+        return value
+    return visit(value)
 
 
 def _methods(scheduler: Any) -> set[str]:
-    """The methods, of a schedule and of those in it, that something else stands in place of."""
-    own = {name for name in vars(scheduler) if callable(getattr(type(scheduler), name, None))}
+    """Methods and properties, of a schedule and its parts, in whose place something else stands."""
+    kind = type(scheduler)
+    own = {name for name in vars(scheduler) if _is_of_class(getattr(kind, name, None))}
     return own.union(*map(_methods, vars(scheduler).get("_schedulers", ())))
+
+
+def _is_of_class(attribute: Any) -> bool:
+    return callable(attribute) or hasattr(attribute, "__set__")
