@@ -808,6 +808,32 @@ def test_a_parameter_of_another_shape_begins_anew(path):
     assert [*target.state] == [new[1]]
 
 
+def test_a_parameter_of_another_dtype_begins_anew_unless_a_dtype_is_given(path):
+    model, half = nn.Linear(2, 2), nn.Linear(2, 2, dtype=torch.bfloat16)
+    save(path, optimizer=trained(stepwell.AdamW(model.named_parameters(), lr=0.5)))
+    target = trained(stepwell.AdamW(half.named_parameters()))
+    report = load(path, optimizer=target, strict=False).report
+    assert [words.partition(" in ")[0] for words in report.mismatched] == [
+        "weight: is float32",
+        "bias: is float32",
+    ]
+    assert not target.state
+    assert target.param_groups[0]["lr"] == 0.5
+    assert load(path, optimizer=target, dtype="param").report.is_empty
+    assert target.state[half.weight]["exp_avg"].dtype == torch.bfloat16
+
+
+def test_an_optimizer_of_parameters_without_memory_is_refused(path):
+    save(path, optimizer=trained(stepwell.AdamW(nn.Linear(2, 2).named_parameters(), lr=0.5)))
+    target = stepwell.AdamW(nn.Linear(2, 2, device="meta").named_parameters(), lr=0.125)
+    for dtype in ("saved", "param"):
+        with pytest.raises(CheckpointError, match=r"weight: is on the meta device.*to_empty"):
+            load(path, optimizer=target, dtype=dtype)
+    assert target.param_groups[0]["lr"] == 0.125
+    assert len(load(path, optimizer=target, strict=False).report.mismatched) == 2
+    assert not target.state
+
+
 # Large state in lists, and reports
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import chain
 from typing import Any, NamedTuple
@@ -184,7 +184,8 @@ class _Plan:
         packed = checked_optimizer(self._file.description["optimizer"])
         names = self._names(packed, optimizer, model)
         state_dict = state_dict_with(packed, self._source, names)
-        report = kinds(optimizer, packed, names, self._policy)
+        misfits = kinds(optimizer, packed, names, self._policy)
+        report = LoadReport(mismatched=tuple(misfits.values()))
         others = rule_differences(optimizer, packed, state_dict["param_groups"])
         if others:
             # neither its state nor its hyperparameters mean anything here
@@ -202,7 +203,7 @@ class _Plan:
                 "does not fit: a hook has taken the param_names, by which a checkpoint is matched "
                 "(nothing was loaded)"
             )
-        self._optimizer = optimizer, _without_misfits(optimizer, loading)
+        self._optimizer = optimizer, _without_misfits(optimizer, loading, misfits)
         return _joined([report, loading.report])
 
     def _names(self, packed: Mapping[str, Any], optimizer: Any, model: Any) -> dict[str, str]:
@@ -348,9 +349,13 @@ def _refusal(report: LoadReport) -> CheckpointError:
     return error
 
 
-def _without_misfits(optimizer: Optimizer, loading: Loading) -> Loading:
-    """Without the state that parameters have kept because what is saved does not fit them."""
+def _without_misfits(optimizer: Optimizer, loading: Loading, misfits: Collection[str]) -> Loading:
+    """Without state of parameters that do not fit, be it saved or what they have kept for that."""
     own = optimizer.state
-    saved = [place.param for place in loading.matched.params.values()]
-    kept = {id(p) for p in saved if p in own and loading.state.get(p) is own[p]}
-    return loading._replace(state={k: v for k, v in loading.state.items() if id(k) not in kept})
+    saved = loading.matched.params.values()
+    dropped = {
+        id(param)
+        for param, _, name in saved
+        if name in misfits or (param in own and loading.state.get(param) is own[param])
+    }
+    return loading._replace(state={k: v for k, v in loading.state.items() if id(k) not in dropped})

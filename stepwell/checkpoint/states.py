@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..matching import LoadReport
 from ..optimizer import Optimizer
 from ..state_dict import Loading, Policy
 from .header import CheckpointError
@@ -136,22 +135,37 @@ def state_dict_with(
 
 def kinds(
     optimizer: Optimizer, packed: Mapping[str, Any], names: Mapping[str, str], policy: Policy
-) -> LoadReport:
-    """What differs in shape or dtype of parameters, whether they have state or not."""
-    found = []
+) -> dict[str, str]:
+    """By name, what is wrong with parameters of the optimizer, whether they have state or not.
+
+    They are on the meta device, or of another shape or dtype than in the file.
+    """
+    found = {}
     saved = {names[name]: recorded for name, recorded in packed["params"].items()}
     for group in optimizer.param_groups:
         for name, param in zip(group["param_names"], group["params"], strict=True):
-            shape, dtype = _shape_and_dtype(saved[name]) if name in saved else (None, None)
-            own = list(param.shape), str(param.dtype).removeprefix("torch.")
-            if shape not in (None, own[0]):
-                found.append(f"{name}: has shape {shape} in the file, {own[0]} in the optimizer")
-            elif dtype not in (None, own[1]) and policy.dtype == "saved":
-                found.append(
-                    f"{name}: is {dtype} in the file, {own[1]} in the optimizer (say "
-                    "dtype='param', or which dtype its state is to have)"
-                )
-    return LoadReport(mismatched=tuple(found))
+            problem = _problem(param, saved[name], policy) if name in saved else None
+            if problem is not None:
+                found[name] = f"{name}: {problem}"
+    return found
+
+
+def _problem(param: Tensor, recorded: Any, policy: Policy) -> str | None:
+    shape, dtype = _shape_and_dtype(recorded)
+    own = list(param.shape), str(param.dtype).removeprefix("torch.")
+    if param.is_meta:
+        return (
+            "is on the meta device, which has no memory: call to_empty(device=...) of the model "
+            "before the optimizer is made"
+        )
+    if shape not in (None, own[0]):
+        return f"has shape {shape} in the file, {own[0]} in the optimizer"
+    if dtype not in (None, own[1]) and policy.dtype == "saved":
+        return (
+            f"is {dtype} in the file, {own[1]} in the optimizer (say dtype='param', or which "
+            "dtype its state is to have)"
+        )
+    return None
 
 
 def _shape_and_dtype(recorded: Any) -> tuple[list[int] | None, str | None]:
