@@ -230,6 +230,8 @@ def _number(value: Any) -> Any:
 
 
 def _words(value: Any) -> str:
+    if type(value) is tuple:
+        return f"({', '.join(map(_words, value))})"
     value = _number(value)
     return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else str(value)
 

@@ -164,12 +164,12 @@ def load_group(owned: Group, saved: Group | None) -> dict[str, Any]:
 
 
 def _beside(value: Any, held: Any) -> Any:
-    """The value, on the device of the one that it replaces."""
+    """The value, on the device of the one that it replaces; no two groups share a tensor."""
     if isinstance(value, Tensor) and isinstance(held, Tensor):
-        return value.to(held.device)
+        return deepcopy(value).to(held.device)
     if isinstance(value, tuple) and isinstance(held, tuple) and len(value) == len(held):
         return tuple(map(_beside, value, held))
-    return value
+    return deepcopy(value)
 
 
 @dataclass(frozen=True)

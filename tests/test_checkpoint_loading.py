@@ -10,6 +10,7 @@ import threading
 from functools import partial
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -762,6 +763,15 @@ def test_what_a_rule_is_composed_with_is_in_the_file(path):
     load(path, optimizer=clipped(model))
 
 
+@pytest.mark.parametrize("key", ["alpha", "momentum", "max_norm"])
+def test_what_users_have_in_groups_is_no_hyperparameter_of_another_rule(path, key):
+    model = list(nn.Linear(3, 3).named_parameters())
+    save(path, optimizer=trained(stepwell.AdamW([{"params": model, key: 3}])))
+    target = stepwell.AdamW(model)
+    assert load(path, optimizer=target).report.is_empty
+    assert target.param_groups[0][key] == 3
+
+
 # Partial loads
 
 
@@ -832,6 +842,71 @@ def test_an_optimizer_of_parameters_without_memory_is_refused(path):
     assert target.param_groups[0]["lr"] == 0.125
     assert len(load(path, optimizer=target, strict=False).report.mismatched) == 2
     assert not target.state
+
+
+# Groups that are put together, or split
+
+
+class Incomparable:
+    """Does not say whether it is another one."""
+
+    def __eq__(self, _):
+        raise RuntimeError("not comparable")
+
+    __hash__ = None
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ([np.arange(3), np.arange(3)], None),
+        ([np.arange(3), np.arange(1, 4)], r"tag \(\[0 1 2\], \[1 2 3\]\)"),
+        ([{"a": torch.arange(3)}, {"a": torch.arange(3)}], None),
+        ([{"a": torch.arange(3)}, {"a": torch.arange(1, 4)}], "tag"),
+        ([torch.arange(3), torch.arange(1, 4)], r"tag \(a tensor of shape \(3,\), a tensor of"),
+        ([torch.zeros(2), torch.zeros(3)], "tag"),
+        ([float("nan"), float("nan") * 2], None),
+        ([float("nan"), 1.0], r"tag \(nan, 1.0\)"),
+        ([torch.tensor(0.5), 0.5], None),
+        ([torch.tensor(0.1), 0.1], r"tag \(0.10000000149011612, 0.1\)"),
+        ([[1, (2.0,)], [1, (2.0,)]], None),
+        ([Incomparable(), Incomparable()], "tag"),
+    ],
+    ids=str,
+)
+def test_whatever_users_have_in_groups_is_compared(entries, words):
+    parts = [list(nn.Linear(2, 2).named_parameters(name)) for name in "ab"]
+    groups = [{"params": p, "tag": entry} for p, entry in zip(parts, entries, strict=True)]
+    saved = stepwell.AdamW(groups).state_dict()
+    target = stepwell.AdamW([*parts[0], *parts[1]])
+    if words is None:
+        assert target.load_state_dict(saved, strict=True).is_empty
+    else:
+        with pytest.raises(ValueError, match=f"differ in {words}"):
+            target.load_state_dict(saved, strict=True)
+
+
+def test_what_lies_in_one_group_is_not_turned_into_numbers(monkeypatch):
+    model = list(nn.Linear(2, 2).named_parameters())
+    saved = stepwell.AdamW([{"params": model, "table": torch.rand(300, 300)}]).state_dict()
+    monkeypatch.setattr(torch.Tensor, "tolist", refuse)
+    stepwell.AdamW(model).load_state_dict(saved)
+
+
+def test_groups_that_were_one_share_no_tensors(path):
+    model = list(nn.Linear(2, 2).named_parameters())
+    rates = {"lr": torch.tensor(0.5), "table": [torch.zeros(2)]}
+    optimizer = stepwell.AdamW([{"params": model, **rates}])
+    save(path, optimizer=optimizer)
+    split = [stepwell.AdamW([{"params": [p]} for p in model]) for _ in range(2)]
+    load(path, optimizer=split[0])
+    split[1].load_state_dict(optimizer.state_dict())
+    for one, other in (target.param_groups for target in split):
+        one["lr"].fill_(0.25)
+        one["table"][0].fill_(7.0)
+        assert other["lr"].item() == 0.5
+        assert other["table"][0].tolist() == [0.0, 0.0]
+    assert optimizer.param_groups[0]["lr"].item() == 0.5
 
 
 # Large state in lists, and reports

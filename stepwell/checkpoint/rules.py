@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..language import Transform
@@ -30,8 +30,12 @@ def rule_differences(
         return [f"the rule: the file has state of {rule}, not {own}"]
     fields = optimizer.declaration.fields
     known = {*fields, *EXECUTION, *(key for group in optimizer.param_groups for key in group)}
-    # a subclass in torch's manner does not say what it has; before a first step all rules are alike
-    foreign = _of_any_rule() - known if fields and (rule or packed["state"]) else set()
+    if rule:
+        # of this rule: whatever else is in a group, its user has put there
+        foreign = _of_transforms(rule) - known
+    else:
+        # a subclass in torch's manner does not say what it has; before a first step all are alike
+        foreign = _of_any_rule() - known if fields and packed["state"] else set()
     found = []
     for index, group in enumerate(groups):
         differences = [*_values(group, foreign, optimizer)]
@@ -41,16 +45,23 @@ def rule_differences(
 
 
 def _of_any_rule() -> set[str]:
-    """The hyperparameters of all rules, and of all transforms that keep nothing.
-
-    What a transform keeps is state that is reported where it is not expected.
-    """
+    """The hyperparameters of all rules, and of all transforms that keep nothing."""
     rules: list[type[Optimizer]] = [Optimizer]
     for rule in rules:
         rules += rule.__subclasses__()
-    transforms = [each for each in Transform.__subclasses__() if not each.slots]
     of_rules = {name for rule in rules for name in rule.declaration.rule_fields}
-    return of_rules | {name for each in transforms for name in each.fields}
+    return of_rules | _fields(Transform.__subclasses__())
+
+
+def _of_transforms(composition: str) -> set[str]:
+    """The hyperparameters of the transforms in "AdamW+ClipNorm" that keep nothing."""
+    names = composition.split("+")[1:]
+    return _fields(each for each in Transform.__subclasses__() if each.__name__ in names)
+
+
+def _fields(transforms: Iterable[type[Transform]]) -> set[str]:
+    # what a transform keeps is state, which is reported where it is not expected
+    return {name for each in transforms if not each.slots for name in each.fields}
 
 
 def _values(group: Mapping[str, Any], foreign: set[str], optimizer: Optimizer) -> Iterator[str]:
