@@ -94,6 +94,8 @@ def sealed(header, body):
 
 
 def assert_refused(path, content, training, match=None):
+    # a file that is new: some file systems sync one that was cut to be written again
+    path.unlink(missing_ok=True)
     path.write_bytes(content)
     before = training.bits()
     for attempt in (verify, lambda p: load(p, **training.parts)):
@@ -176,9 +178,10 @@ def mutants(content, seed):
             yield changed
 
 
-@pytest.mark.parametrize("count", [2_000, pytest.param(10_000, marks=pytest.mark.long)])
-def test_random_mutations(path, whole, training, count):
-    for changed in islice(mutants(whole, seed=count), count):
+@pytest.mark.parametrize("seed", range(20))
+def test_random_mutations(path, whole, training, seed):
+    """10,000 in all, in portions that processes can share."""
+    for changed in islice(mutants(whole, seed), 500):
         assert_refused(path, changed, training)
 
 
