@@ -855,6 +855,9 @@ class Incomparable:
 
     __hash__ = None
 
+    def __repr__(self):
+        return "incomparable"
+
 
 @pytest.mark.parametrize(
     ("entries", "words"),
