@@ -406,9 +406,12 @@ STRANGE = (0x7FFFFFFF, -1, 0x7FFF8000, 0x7FFFC000, 0x7F800001, -0x7FFFFF, 0x7FC0
 
 @pytest.mark.tiny
 def test_every_bfloat16_comes_through_a_step() -> None:
-    bits = torch.arange(-(2**15), 2**15, dtype=torch.int16)
-    param = torch.nn.Parameter(torch.zeros(len(bits), dtype=torch.bfloat16))
-    param.grad = bits.view(torch.bfloat16)
+    values = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.bfloat16)
+    if is_interpreting():
+        # Triton's interpreter reads subnormal bfloat16 as other numbers, or as zero
+        values = values[(values == 0) | ~(values.abs() < torch.finfo(values.dtype).tiny)]
+    param = torch.nn.Parameter(torch.zeros_like(values))
+    param.grad = values
     stepwell.SGD([param], lr=1.0).step()
     # 0 - 0 is 0, whatever the sign
     torch.testing.assert_close(param.detach(), -param.grad, rtol=0, atol=0, equal_nan=True)

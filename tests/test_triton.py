@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import stepwell
-from stepwell import cohort, inspection, optimizer, plan
+from stepwell import cohort, hyperparameters, inspection, optimizer, plan
 from stepwell.backends import triton
 from stepwell.language import ClipNorm, Real, zeros
 from stepwell.native import triton_jit, uploads
@@ -51,7 +51,7 @@ def pretending(monkeypatch: pytest.MonkeyPatch) -> Any:
     def is_tensor(value: Any) -> bool:
         return isinstance(value, Tensor)
 
-    for module in (cohort, optimizer):
+    for module in (cohort, hyperparameters, optimizer):
         monkeypatch.setattr(module, "is_elsewhere", is_tensor)
     for module in (inspection, plan):
         monkeypatch.setattr(module, "CAPTURABLE", ("cpu",))
