@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..language import Transform
 from ..matching import EXECUTION
 from ..optimizer import Optimizer
-from .contents import rule_of
+from .contents import composition_of, rule_of
 
 __all__ = ["rule_differences"]
 
@@ -28,14 +28,12 @@ def rule_differences(
     rule, own = packed["rule"], rule_of(optimizer)
     if rule and rule.partition("+")[0] != own:
         return [f"the rule: the file has state of {rule}, not {own}"]
-    fields = optimizer.declaration.fields
-    known = {*fields, *EXECUTION, *(key for group in optimizer.param_groups for key in group)}
-    if rule:
-        # of this rule: whatever else is in a group, its user has put there
-        foreign = _of_transforms(rule) - known
-    else:
-        # a subclass in torch's manner does not say what it has; before a first step all are alike
-        foreign = _of_any_rule() - known if fields and packed["state"] else set()
+    known = {
+        *optimizer.declaration.fields,
+        *EXECUTION,
+        *(key for group in optimizer.param_groups for key in group),
+    }
+    foreign = _of_others(optimizer, rule, bool(packed["state"])) - known
     found = []
     for index, group in enumerate(groups):
         differences = [*_values(group, foreign, optimizer)]
@@ -44,24 +42,29 @@ def rule_differences(
     return found
 
 
+def _of_others(optimizer: Optimizer, rule: str, has_state: bool) -> set[str]:
+    """The hyperparameters that tell that a file is of another rule, or composed with more.
+
+    What is in a group of this very rule, and none of its hyperparameters, its user has put there.
+    """
+    if rule:
+        is_same = rule in (rule_of(optimizer), composition_of(optimizer))
+        return set() if is_same else _of_transforms()
+    # a subclass in torch's manner does not say what it has; before a first step all are alike
+    return _of_any_rule() if optimizer.declaration.fields and has_state else set()
+
+
 def _of_any_rule() -> set[str]:
-    """The hyperparameters of all rules, and of all transforms that keep nothing."""
     rules: list[type[Optimizer]] = [Optimizer]
     for rule in rules:
         rules += rule.__subclasses__()
-    of_rules = {name for rule in rules for name in rule.declaration.rule_fields}
-    return of_rules | _fields(Transform.__subclasses__())
+    return {name for rule in rules for name in rule.declaration.rule_fields} | _of_transforms()
 
 
-def _of_transforms(composition: str) -> set[str]:
-    """The hyperparameters of the transforms in "AdamW+ClipNorm" that keep nothing."""
-    names = composition.split("+")[1:]
-    return _fields(each for each in Transform.__subclasses__() if each.__name__ in names)
-
-
-def _fields(transforms: Iterable[type[Transform]]) -> set[str]:
+def _of_transforms() -> set[str]:
     # what a transform keeps is state, which is reported where it is not expected
-    return {name for each in transforms if not each.slots for name in each.fields}
+    transforms = [each for each in Transform.__subclasses__() if not each.slots]
+    return {name for each in transforms for name in each.fields}
 
 
 def _values(group: Mapping[str, Any], foreign: set[str], optimizer: Optimizer) -> Iterator[str]:
