@@ -65,7 +65,8 @@ def load(
         path: the file
         optimizer: its groups and state; parameters are known by name, its own or the model's
         model: its parameters and buffers are overwritten where they lie
-        scheduler: whatever was saved as one
+        scheduler: whatever was saved as one, of the same class; several groups are known by the
+            names of their parameters, from its optimizer or the model
         averaged: whatever was saved as one
         strict: refuse a file that does not fit; otherwise load what fits, for fine-tuning
         rename: regular expressions and what their matches are replaced with, in saved names
@@ -79,6 +80,7 @@ def load(
     Raises:
         CheckpointError: the file is damaged or does not fit; nothing is changed. A disk may fail
             after the check, while the model is overwritten: then it lists the tensors that are
+        ValueError: a parameter of the optimizer has no name, or one that is there twice
         OSError: it cannot be read
     """
     _check_kinds(optimizer, model, averaged)
