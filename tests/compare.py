@@ -8,6 +8,7 @@ mean size of its kind.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -178,3 +179,8 @@ def backends(optimizer: Any) -> set[str]:
 def threads(optimizer: Any) -> int:
     """The most threads that a launch of the last step ran on."""
     return max(getattr(launch, "_threads", 1) for launch in optimizer._held[0]._launches)
+
+
+def files(folder: Path) -> list[str]:
+    """The names of what is in a folder, in order."""
+    return sorted(path.name for path in folder.iterdir())

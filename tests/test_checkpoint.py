@@ -59,11 +59,6 @@ def assert_same(found, expected):
     assert_same_training(found[1], expected[1], "the optimizer")
 
 
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "run.safetensors"
-
-
 # What is carried over
 
 

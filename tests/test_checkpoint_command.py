@@ -50,11 +50,6 @@ def go_on(model, optimizer, steps=range(3, 6)):
         optimizer.step(closure)
 
 
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "run.safetensors"
-
-
 def said(capsys, *arguments):
     status = main(["checkpoint", *map(str, arguments)])
     found = capsys.readouterr()

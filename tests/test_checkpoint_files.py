@@ -18,18 +18,9 @@ from stepwell.checkpoint import CheckpointError, latest, load, save, verify
 from stepwell.checkpoint.pieces import in_parallel
 from stepwell.lr_scheduler import StepLR
 
-from .compare import assert_same_training, snapshot
+from .compare import assert_same_training, files, snapshot
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "run.safetensors"
-
-
-def files(folder):
-    return sorted(path.name for path in folder.iterdir())
 
 
 def fails_after(function, count, number):

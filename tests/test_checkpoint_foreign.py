@@ -159,11 +159,6 @@ def saved_by(case: Case) -> Any:
     return torch.load(io.BytesIO(file_of(case)), weights_only=True)
 
 
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "run.safetensors"
-
-
 def resumed(case: Case, path: Any, params: Mapping[str, Tensor]) -> Any:
     """Ours, after loading a converted file, on copies of these parameters."""
     copies = {name: nn.Parameter(param.detach().clone()) for name, param in params.items()}

@@ -32,11 +32,6 @@ from stepwell.lr_scheduler import (
 from .compare import assert_same_training, snapshot
 
 
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "run.safetensors"
-
-
 def trained(optimizer):
     """The optimizer after one step with gradients of ones."""
     for group in optimizer.param_groups:

@@ -23,16 +23,9 @@ from torch import nn
 
 from stepwell.checkpoint import load, reading, replacing, save, saving, verify
 
+from .compare import files
+
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "run.safetensors"
-
-
-def files(folder):
-    return sorted(path.name for path in folder.iterdir())
 
 
 def failing(number):

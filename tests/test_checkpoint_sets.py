@@ -13,9 +13,7 @@ import torch
 from stepwell.checkpoint import folder as folders
 from stepwell.checkpoint import latest, load, save, verify, writing
 
-
-def files(folder):
-    return sorted(path.name for path in folder.iterdir())
+from .compare import files
 
 
 def saved(folder, *names, **options):

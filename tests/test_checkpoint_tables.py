@@ -11,11 +11,6 @@ from stepwell.__main__ import main
 from stepwell.checkpoint import CheckpointError, command, folder, save, verify
 
 
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "run.safetensors"
-
-
 def said(capsys, *arguments):
     status = main(["checkpoint", *map(str, arguments)])
     return status, capsys.readouterr().out

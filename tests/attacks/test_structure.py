@@ -59,11 +59,6 @@ def whole(tmp_path_factory):
     return path.read_bytes()
 
 
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "run.safetensors"
-
-
 def nodes(value, place=()):
     """The places of all values in JSON, but for the outermost."""
     if not isinstance(value, (dict, list)):
