@@ -208,7 +208,7 @@ def declare(cls: Any, base: type) -> None:
     body = vars(cls)
     slots = slots_of(cls)
     # a rule is a formula, or a step of its own
-    is_rule = "update" in body or "_update" in body
+    is_rule = "update" in body or "_make_plan" in body
     # a class without a formula may give a hyperparameter another default, or annotate what it likes
     known = above.rule_fields.keys()
     reads = is_rule or "__init__" not in body

@@ -33,7 +33,7 @@ from .inspection import check_dense
 from .language import Formula, Transform, program_for
 from .matching import LoadReport, match, refusal
 from .param_groups import Group, add_group, as_groups
-from .plan import Plan
+from .plan import Plan, Stepper
 from .state import create_state
 from .state_dict import Layout, Loading, Policy, load_group, load_state, pack, read
 
@@ -131,7 +131,7 @@ class Optimizer(Hooks, Flags, TorchOptimizer):
             self.defaults = _torch_defaults(*args, **kwargs)
         self.state: defaultdict[Tensor, Any] = defaultdict(dict)
         self.param_groups: list[dict[str, Any]] = []
-        self._held: tuple[Plan, Any, Any] | None = None
+        self._held: tuple[Stepper, Any, Any] | None = None
         self._make_hooks()
         self._warned_capturable_if_run_uncaptured = True
         if self.declaration.fields and self.defaults.get("fused"):
@@ -173,17 +173,21 @@ class Optimizer(Hooks, Flags, TorchOptimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._update()
+        self._prepare()()
         return loss
 
-    def _update(self) -> None:
-        """Update all parameters; for a rule that is no formula, this is what it overrides."""
+    def _prepare(self) -> Callable[[], None]:
+        """Check and read all that a step needs; call what this returns to take the step.
+
+        Nothing has changed in between but state that was missing, so several optimizers can be
+        prepared before the first of them moves.
+        """
         own = vars(self)
         scaling = UNSCALED
         if "found_inf" in own or "grad_scale" in own:
             scaling = Scaling(own.get("grad_scale"), own.get("found_inf"))
             if not is_elsewhere(scaling.found_inf) and scaling.found_inf:
-                return
+                return _rest
         held = self._held
         if (
             held is None
@@ -192,21 +196,10 @@ class Optimizer(Hooks, Flags, TorchOptimizer):
             or not held[0].load(scaling)
         ):
             held = self._plan_anew(scaling)
-        held[0].run()
+        return held[0].run
 
-    def _plan_anew(self, scaling: Scaling) -> tuple[Plan, Any, Any]:
-        if self.formula is None:
-            raise NotImplementedError(f"{type(self).__name__} has neither an update nor a step")
-        plan = Plan(
-            self.formula,
-            self.param_groups,
-            self.state,
-            scaling=scaling,
-            densify=self.densify,
-            sparse_only=self.sparse_only,
-            before=None if self._held is None else self._held[0],
-            kept=self.__dict__.setdefault("_kept", []),
-        )
+    def _plan_anew(self, scaling: Scaling) -> tuple[Stepper, Any, Any]:
+        plan = self._make_plan(scaling)
         if not plan.load(scaling):
             raise RuntimeError(
                 f"{type(self).__name__}: gradients, state or groups changed while a step was "
@@ -215,6 +208,22 @@ class Optimizer(Hooks, Flags, TorchOptimizer):
         held = (plan, self.param_groups, self.state)
         self._held = held
         return held
+
+    def _make_plan(self, scaling: Scaling) -> Stepper:
+        """What takes this rule's steps; a rule that is no formula overrides this."""
+        if self.formula is None:
+            raise NotImplementedError(f"{type(self).__name__} has neither an update nor a step")
+        held = self._held
+        return Plan(
+            self.formula,
+            self.param_groups,
+            self.state,
+            scaling=scaling,
+            densify=self.densify,
+            sparse_only=self.sparse_only,
+            before=held[0] if held is not None and isinstance(held[0], Plan) else None,
+            kept=self.__dict__.setdefault("_kept", []),
+        )
 
     @staticmethod
     def profile_hook_step(func: Any) -> Any:
@@ -433,6 +442,10 @@ class Optimizer(Hooks, Flags, TorchOptimizer):
             names = dict.fromkeys(line.partition(":")[0] for line in self._held[0].describe())
             lines.append(f"Backend: {', '.join(names) or 'none, no parameter has a gradient'}")
         return "\n".join([*lines, ")"])
+
+
+def _rest() -> None:
+    """The step that GradScaler has asked to leave out."""
 
 
 def _torch_defaults(defaults: dict[str, Any]) -> dict[str, Any]:

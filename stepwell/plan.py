@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from operator import itemgetter
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -28,9 +28,22 @@ from .native.uploads import is_capturing
 from .state import create_state
 from .totals import Adder
 
-__all__ = ["Plan"]
+__all__ = ["Plan", "Stepper"]
 
 PARAMS = itemgetter("params")
+
+
+class Stepper(Protocol):
+    """What an optimizer takes its steps with, one after the other."""
+
+    def load(self, scaling: Scaling) -> bool:
+        """Check and read what this step needs; False if all this must be made anew."""
+
+    def run(self) -> None:
+        """Update all parameters."""
+
+    def describe(self) -> list[str]:
+        """A line per back-end: its name, and what it updates."""
 
 
 class Plan:

@@ -121,7 +121,7 @@ def test_the_tables_have_every_rule_per_element() -> None:
         if isinstance(rule, type)
         and issubclass(rule, stepwell.Optimizer)
         # Muon and the like have an update of their own, SparseAdam works on rows
-        and rule._update is stepwell.Optimizer._update
+        and rule._make_plan is stepwell.Optimizer._make_plan
         and not rule.sparse_only
         and rule.formula is not None
     }

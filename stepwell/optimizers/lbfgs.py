@@ -11,9 +11,11 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
+from ..cohort import Scaling
 from ..inspection import check_dense, check_unexpanded
 from ..language import Message, NonNegative, Range
 from ..optimizer import Optimizer
+from ..plan import Stepper
 from ..quasi_newton.history import History, fitted
 from ..quasi_newton.line_search import Search, first_finite, leap, strong_wolfe
 from ..quasi_newton.objective import Line, Objective, Point
@@ -101,7 +103,7 @@ class LBFGS(Optimizer):
         self.defaults["max_eval"] = _max_eval(self.defaults)
         super().add_param_group(param_group)
 
-    def _update(self) -> None:
+    def _make_plan(self, scaling: Scaling) -> Stepper:
         raise TypeError("LBFGS.step() needs a closure that computes the loss and the gradients")
 
     def step(self, closure: Callable[[], Any] | None) -> Any:  # type: ignore[override]  # no default
@@ -117,7 +119,7 @@ class LBFGS(Optimizer):
             RuntimeError: loss or gradient are not finite to begin with; nothing is changed
         """
         if closure is None:
-            return self._update()
+            return self._prepare()
         if len(self.param_groups) != 1:
             count = len(self.param_groups)
             raise AssertionError(f"Expected exactly one param_group, but got {count}")

@@ -13,10 +13,12 @@ from typing import Annotated, Any, Literal, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from ..cohort import Scaling
 from ..declaration import Declaration
 from ..inspection import Inspection, Row
 from ..language import Formula, Message, NonNegative, Range, Real, lerp, zeros
 from ..optimizer import Optimizer
+from ..plan import Stepper
 from ..state import create_state
 
 __all__ = ["Muon"]
@@ -130,21 +132,45 @@ class Muon(Optimizer):
     def _state_formula(self) -> Formula:
         return _inspected(self.declaration)
 
-    def _update(self) -> None:
+    def _make_plan(self, scaling: Scaling) -> Stepper:
+        return _Stepper(self.declaration, self.param_groups, self.state)
+
+
+class _Stepper:
+    """What takes the steps: batches of matrices, gathered anew each time."""
+
+    def __init__(
+        self, declaration: Declaration, groups: list[dict[str, Any]], state: dict[Tensor, Any]
+    ) -> None:
+        self._declaration, self._groups, self._state = declaration, groups, state
+        self._found: list[Piece] = []
+
+    def load(self, scaling: Scaling) -> bool:
+        """Gather the pieces; all that is refused is refused before any state is made."""
         # what is made in inference mode could not be written to outside of it
         with torch.inference_mode(False), torch.no_grad():
-            for batch in _batches(self._pieces()):
+            self._found = self._pieces()
+        return True
+
+    def run(self) -> None:
+        """Update all parameters."""
+        found, self._found = self._found, []
+        with torch.inference_mode(False), torch.no_grad():
+            for batch in _batches(found):
                 _step(batch)
 
+    def describe(self) -> list[str]:
+        """What runs a step."""
+        return ["batches of matrices"]
+
     def _pieces(self) -> list[Piece]:
-        """What this step updates; all that is refused is refused before any state is made."""
         rows = self._inspect()
-        settings = [Settings.of(group) for group in self.param_groups]
+        settings = [Settings.of(group) for group in self._groups]
         turns: Counter[int] = Counter()
         found: list[Piece] = []
         for row in rows:
-            param, state = row.param, self.state[row.param]
-            state.update(create_state(row.program, self.param_groups[row.group], param, state))
+            param, state = row.param, self._state[row.param]
+            state.update(create_state(row.program, self._groups[row.group], param, state))
             buffer = state["momentum_buffer"]
             assert param.grad is not None
             turns[id(param)] += 1
@@ -153,15 +179,14 @@ class Muon(Optimizer):
         return found
 
     def _inspect(self) -> list[Row]:
-        owner, groups = self.declaration.owner, self.param_groups
-        for index, group in enumerate(groups):
+        for index, group in enumerate(self._groups):
             # parameters may have been put into the group's list since it was added
-            problem = self.check(group)
+            problem = self._declaration.check(group)
             if problem is not None:
-                raise ValueError(f"{problem} ({owner}, group {index})")
-        formula = self._state_formula()
+                raise ValueError(f"{problem} ({self._declaration.owner}, group {index})")
+        formula = _inspected(self._declaration)
         return Inspection(
-            formula, groups, self.state, grad_scale=None, densify=False, known={}
+            formula, self._groups, self._state, grad_scale=None, densify=False, known={}
         ).rows()
 
 
