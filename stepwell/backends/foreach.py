@@ -406,6 +406,14 @@ def _is_numbers(value: Any) -> bool:
 
 def _one_if_same(value: Any) -> Any:
     # the overload for one number launches less than the one for a list of them
-    if _is_numbers(value) and (value.count(value[0]) == len(value) or math.isnan(value[0])):
-        return value[0]
-    return value
+    return value[0] if _is_numbers(value) and _are_same(value) else value
+
+
+def _are_same(numbers: Numbers) -> bool:
+    first = numbers[0]
+    if first != first:
+        return all(map(math.isnan, numbers))
+    # zeros of two signs are equal, and what is divided by them is not
+    return numbers.count(first) == len(numbers) and (
+        first != 0 or len({math.copysign(1, number) for number in numbers}) == 1
+    )
