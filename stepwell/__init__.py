@@ -24,6 +24,7 @@ from .optimizers import RAdam as RAdam
 from .optimizers import RMSprop as RMSprop
 from .optimizers import Rprop as Rprop
 from .optimizers import SparseAdam as SparseAdam
+from .version import __version__ as __version__
 
 __all__ = [
     "ASGD",
@@ -48,8 +49,10 @@ __all__ = [
     "checkpoint",
     "compose",
     "groups",
+    "language",
     "lr_scheduler",
     "plot",
+    "race",
     "swa_utils",
     "swap_in_optimizer_params_and_state",
 ]
@@ -57,8 +60,10 @@ __all__ = [
 if TYPE_CHECKING:
     from . import checkpoint as checkpoint
     from . import groups as groups
+    from . import language as language
     from . import lr_scheduler as lr_scheduler
     from . import plot as plot
+    from . import race as race
     from . import swa_utils as swa_utils
 else:
 
@@ -66,7 +71,20 @@ else:
         """What an optimizer does without is imported when it is first asked for (PEP 562)."""
         if name in __all__:
             return import_module(f"{__name__}.{name}")
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{_remedy(name)}")
 
     def __dir__():
-        return sorted({*globals(), *__all__})
+        return sorted([*__all__, *(name for name in globals() if name.startswith("__"))])
+
+    def _remedy(name):
+        """Say where a class is that is not here; Python itself suggests a similar spelling."""
+        if not name[:1].isupper():
+            return ""
+        for module in ("lr_scheduler", "swa_utils"):
+            if hasattr(import_module(f"{__name__}.{module}"), name):
+                return f": it is stepwell.{module}.{name}"
+        optimizers = import_module(f"{__name__}.optimizers")
+        rules = ", ".join(rule for rule in __all__ if hasattr(optimizers, rule))
+        return (
+            f': its optimizers are {rules}; to write another, see the README, "A rule of your own"'
+        )

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import platform
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+import torch
+
+from .version import __version__
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -48,7 +53,12 @@ COMMANDS = (race, plot_schedule, checkpoint)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one sub-command, or print the help where none is named; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m stepwell")
+    parser = argparse.ArgumentParser(
+        prog="python -m stepwell",
+        description="A drop-in replacement for torch.optim: import stepwell as optim.",
+        epilog="python -m stepwell COMMAND --help lists the options of a command.",
+    )
+    parser.add_argument("--version", action="version", version=_versions())
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for add in COMMANDS:
         add(commands)
@@ -58,6 +68,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     status: int = args.run(args)
     return status
+
+
+def _versions() -> str:
+    """Return the versions that the report of a fault should name."""
+    return f"stepwell {__version__}, torch {torch.__version__}, Python {platform.python_version()}"
 
 
 if __name__ == "__main__":

@@ -555,12 +555,3 @@ def test_memory_is_not_doubled(monkeypatch: pytest.MonkeyPatch) -> None:
     with averaged_weights(optimizer):
         pass
     assert made == [stepwell.averaging.CHUNK] * 2
-
-
-def test_the_page_runs() -> None:
-    page = (Path(__file__).parents[1] / "docs" / "averaging.md").read_text()
-    blocks = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
-    names: dict[str, Any] = {"torch": torch, "inputs": torch.ones(4, 4)}
-    for block in blocks:
-        exec(compile(block, "averaging.md", "exec", dont_inherit=True), names)
-    assert names["averaged_model"].keys() == names["model"].state_dict().keys()

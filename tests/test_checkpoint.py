@@ -271,6 +271,7 @@ def test_safetensors_reads_the_tensors(path):
     assert described["optimizer"]["rule"] == "AdamW"
     assert described["optimizer"]["params"]["0.weight"] == [[4, 3], "float32"]
     assert described["torch"] == torch.__version__
+    assert described["stepwell"] == stepwell.__version__
 
 
 def test_digests_and_places_are_as_documented(path):

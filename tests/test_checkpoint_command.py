@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import resource
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -435,15 +434,3 @@ def test_a_full_disk_names_the_file_that_was_for_torch(path, tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert [*tmp_path.iterdir()] == [path]
-
-
-def test_the_page_of_checkpoints_runs(tmp_path, monkeypatch):
-    page = (Path(__file__).parents[1] / "docs" / "checkpoints.md").read_text()
-    monkeypatch.chdir(tmp_path)
-    names = {}
-    blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-    for code in blocks:
-        exec(compile(code, "docs/checkpoints.md", "exec", dont_inherit=True), names)
-    assert names["epoch"] == 3
-    assert_same_bits(names["tensors"]["model.weight"], names["model"].weight, "the weight")
-    assert names["names"] == "weight\nbias"

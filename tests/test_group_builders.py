@@ -7,7 +7,6 @@ import pickle
 import re
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -943,16 +942,3 @@ def test_a_table_fits_a_narrow_terminal(monkeypatch):
 @pytest.mark.parametrize("given", [(), (nn.ReLU(),), (3,)])
 def test_a_table_of_nothing_is_refused(given):
     assert "table" in str(refused(lambda: table(*given)))
-
-
-# The page
-
-
-def test_the_page_of_the_documentation_runs_and_prints_what_it_says(capsys):
-    page = (Path(__file__).parents[1] / "docs" / "groups.md").read_text()
-    names: dict[str, Any] = {}
-    for code, printed in re.findall(
-        r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```)?", page, re.MULTILINE | re.DOTALL
-    ):
-        exec(compile(code, "docs/groups.md", "exec", dont_inherit=True), names)
-        assert capsys.readouterr().out == printed

@@ -25,7 +25,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # The one table of layers: a module imports from rows above its own, and nothing beside itself.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("language", "extra", "hooks", "matching", "quasi_newton", "sparse"),
+    ("language", "extra", "hooks", "matching", "quasi_newton", "sparse", "version"),
     ("declaration", "formulas", "hyperparameters", "lr_scheduler"),
     ("cohort",),
     ("native", "param_groups", "state_dict"),
@@ -136,7 +136,7 @@ def test_the_package_lists_what_it_exports_once() -> None:
     assert ast.unparse(names).startswith("__all__ = ")
     assert isinstance(lazy, ast.If)
     exported = [*_exported(path, imports), *_exported(path, lazy.body)]
-    assert sorted(exported) == sorted(stepwell.__all__)
+    assert sorted(exported) == sorted([*stepwell.__all__, "__version__"])
 
 
 def _exported(path: Path, statements: list[ast.stmt]) -> list[str]:
@@ -157,7 +157,7 @@ import sys, torch
 before = set(sys.modules)
 import stepwell
 print(*set(sys.modules) - before)
-assert {*stepwell.__all__} <= {*dir(stepwell)}
+assert {*stepwell.__all__} == {name for name in dir(stepwell) if not name.startswith("__")}
 """
 
 
@@ -169,8 +169,9 @@ def test_importing_the_package_loads_what_an_optimizer_needs_and_nothing_more() 
     # torch has numpy; LLVM, Triton, rich, safetensors and Matplotlib wait until they are used
     assert packages <= {"stepwell", "numpy"}
     lazy = {name for name in stepwell.__all__ if inspect.ismodule(getattr(stepwell, name))}
-    assert lazy == {"checkpoint", "groups", "lr_scheduler", "plot", "swa_utils"}
-    assert not {f"stepwell.{name}" for name in lazy}.intersection(loaded)
+    late = {"checkpoint", "groups", "lr_scheduler", "plot", "race", "swa_utils"}
+    assert lazy == {"language", *late}
+    assert not {f"stepwell.{name}" for name in late}.intersection(loaded)
 
 
 @pytest.mark.tiny
@@ -179,8 +180,30 @@ def test_what_is_imported_late_is_there_for_whoever_looks() -> None:
     exec("from stepwell import *", names)
     assert {*stepwell.__all__} == names.keys() - {"__builtins__"}
     assert stepwell.plot is importlib.import_module("stepwell.plot")
-    with pytest.raises(AttributeError, match="module 'stepwell' has no attribute 'plots'"):
-        stepwell.plots  # noqa: B018
+
+
+@pytest.mark.tiny
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("plots", ""),
+        ("StepLR", ": it is stepwell.lr_scheduler.StepLR"),
+        ("AveragedModel", ": it is stepwell.swa_utils.AveragedModel"),
+        ("Lion", r": its optimizers are ASGD, .*, SparseAdam; to write another, see the README, "),
+    ],
+)
+def test_a_name_that_is_not_there_says_where_to_look(name: str, remedy: str) -> None:
+    message = rf"^module 'stepwell' has no attribute '{name}'{remedy}"
+    with pytest.raises(AttributeError, match=message if remedy else f"{message}$"):
+        getattr(stepwell, name)
+    if not remedy:
+        assert "Did you mean: 'plot'" in _last_line(f"import stepwell; stepwell.{name}")
+
+
+def _last_line(script: str) -> str:
+    """What the interpreter says last about a script that fails."""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, cwd=ROOT, text=True)
+    return done.stderr.splitlines()[-1]
 
 
 @pytest.mark.tiny
@@ -276,18 +299,3 @@ def test_a_rule_says_what_it_is_where_it_is_from_and_shows_it(rule: type[Any]) -
         r"arXiv:\d{4}\.\d{4,5}|, (19|20)\d\d\.|(ICML|ICLR \w+|ICNN|NeurIPS) \d{4}", text
     )
     assert ">>> " in text
-
-
-@pytest.mark.skipif(not (ROOT / "README.md").is_file(), reason="the README is yet to be written")
-def test_the_readme_runs() -> None:
-    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
-    assert blocks
-    # what a reader has at hand
-    names: dict[str, Any] = {
-        "__name__": "readme",
-        "torch": torch,
-        "model": torch.nn.Linear(4, 1),
-        "inputs": torch.ones(3, 4),
-    }
-    for block in blocks:
-        exec(compile(block, "README.md", "exec", dont_inherit=True), names)

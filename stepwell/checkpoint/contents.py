@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..groups.naming import plain_name, unwrapped
+from ..version import __version__
 from .names import aliases, names_inside
 from .reading import SCHEMA
 from .schedules import class_of
@@ -80,14 +80,7 @@ def check_module(module: Any, what: str) -> None:
 
 def header_of() -> dict[str, Any]:
     """By what a file is written."""
-    return {"schema": SCHEMA, "stepwell": _own_version(), "torch": torch.__version__}
-
-
-def _own_version() -> str:
-    try:
-        return version("stepwell")
-    except PackageNotFoundError:
-        return "unknown"
+    return {"schema": SCHEMA, "stepwell": __version__, "torch": torch.__version__}
 
 
 def rule_of(optimizer: Any) -> str:

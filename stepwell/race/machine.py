@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import platform
 from datetime import datetime
-from importlib import metadata
 from pathlib import Path
 
 import torch
+
+from ..version import __version__
 
 
 def describe() -> str:
@@ -16,17 +17,10 @@ def describe() -> str:
     threads = torch.get_num_threads()
     return (
         f"{_processor()}, {_cores()} cores, {threads} torch thread{'s' * (threads != 1)}, "
-        f"torch {torch.__version__}, stepwell {_version()}, "
+        f"torch {torch.__version__}, stepwell {__version__}, "
         f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, "
         f"{datetime.now():%Y-%m-%d %H:%M}"
     )
-
-
-def _version() -> str:
-    try:
-        return metadata.version("stepwell")
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _processor() -> str:
