@@ -23,7 +23,7 @@ from .hyperparameters import Hyperparameters
 from .inspection import CAPTURABLE, Group, Inspection, Row
 from .language import Formula, Program
 from .native.identity import checks
-from .native.overlap import overlapping
+from .native.overlap import sharing
 from .native.uploads import is_capturing
 from .state import create_state
 from .totals import Adder
@@ -132,18 +132,21 @@ class Plan:
 
     def _prepare_state(self, rows: list[Row]) -> npt.NDArray[np.bool_]:
         """Create what is missing, move what lies elsewhere; which rows share memory."""
-        starts, ends, owners = [], [], []
+        written: list[Tensor] = []
+        read: list[Tensor] = []
+        writers: list[int] = []
+        readers: list[int] = []
         for index, row in enumerate(rows):
-            state = self._state[row.param]
-            state.update(create_state(row.program, self._groups[row.group], row.param, state))
-            for tensor in (row.param, *(state[n] for n in row.program.slots if n in state)):
-                if type(tensor) in PLAIN_TYPES and tensor.layout is torch.strided:
-                    starts.append(tensor.data_ptr())
-                    ends.append(tensor.data_ptr() + tensor.numel() * tensor.element_size())
-                    owners.append(index)
-        shared = overlapping(np.array(starts, np.int64), np.array(ends, np.int64))
+            param, grad, state = row.param, row.param.grad, self._state[row.param]
+            state.update(create_state(row.program, self._groups[row.group], param, state))
+            own = filter(_has_memory, (param, *(state[n] for n in row.program.slots if n in state)))
+            written += own
+            writers += [index] * (len(written) - len(writers))
+            if grad is not None and _has_memory(grad) and not _is_same_memory(grad, param):
+                read.append(grad)
+                readers.append(index)
         aliased = np.zeros(len(rows), bool)
-        aliased[np.array(owners, np.int64)[shared]] = True
+        aliased[np.array([*writers, *readers], np.int64)[sharing(written, read)]] = True
         return aliased
 
     # Step after step
@@ -234,6 +237,16 @@ class Plan:
     def describe(self) -> list[str]:
         """A line per launch: its back-end and what it updates."""
         return [_described(launch) for launch in self._launches]
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    """Whether a tensor is what lies at its address."""
+    return type(tensor) in PLAIN_TYPES and tensor.layout is torch.strided
+
+
+def _is_same_memory(a: Tensor, b: Tensor) -> bool:
+    """Whether element by element these two lie at the same place."""
+    return a.data_ptr() == b.data_ptr() and a.stride() == b.stride() and a.dtype is b.dtype
 
 
 def _described(launch: Launch) -> str:

@@ -166,9 +166,71 @@ def test_parameters_that_overlap_are_updated_one_after_the_other(case: Case) -> 
     assert_training_within(ours, theirs, ULPS, f"{case.name} on overlapping parameters")
 
 
-def test_parameters_that_begin_to_overlap_are_noticed() -> None:
+Cuts = Callable[[Tensor], list[Tensor]]
+# parameters cut from one stretch of 24 numbers, and whether they share some of them
+INTERLEAVED: dict[str, tuple[Cuts, bool]] = {
+    "with gaps, one number in common": (lambda b: [b[0:8:4], b[4:8:2]], True),
+    "with gaps, in each other's": (lambda b: [b[0::2], b[1::2]], False),
+    "the columns of a matrix": (lambda b: list(b.view(4, 6).unbind(1)), False),
+    "columns, and a row": (lambda b: [*b.view(4, 6).unbind(1), b[6:12]], True),
+    "a stretch in the gap of another": (lambda b: [b[0:24:12], b[3:9]], False),
+    "a stretch across the gap of another": (lambda b: [b[0:24:12], b[3:13]], True),
+    "the same numbers, turned": (lambda b: [b.view(4, 6), b.view(4, 6).T], True),
+    "parts of complex numbers": (
+        lambda b: [torch.view_as_complex(b.view(12, 2))[0::2].real, b[1::4]],
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("request_", REQUESTS)
+@pytest.mark.parametrize("kind", INTERLEAVED)
+def test_parameters_in_the_gaps_of_each_other(kind: str, request_: str) -> None:
+    """Only numbers that are shared are a reason to go slowly."""
+    cut, shares = INTERLEAVED[kind]
+    made = []
+    for _ in range(2):
+        params = [nn.Parameter(part) for part in cut(numbers((24,), torch.float32, 1))]
+        made.append(params)
+    ours = stepwell.Adam(made[0], lr=0.1, **REQUESTS[request_])
+    theirs = torch.optim.Adam(made[1], lr=0.1, foreach=False)
+    for step in range(3):
+        for params in made:
+            set_grads(params, step)
+        ours.step()
+        theirs.step()
+    if shares:
+        assert backends(ours) <= {"eager", NATIVE}
+        assert "eager" in backends(ours)
+    elif request_ != "eager":
+        assert "eager" not in backends(ours)
+    assert_training_within(ours, theirs, ULPS, kind)
+
+
+@pytest.mark.parametrize("request_", REQUESTS)
+@pytest.mark.parametrize("part", [slice(0, 6), slice(3, 9)])
+def test_a_gradient_in_the_memory_of_parameters(part: slice, request_: str) -> None:
+    """It changes while they are updated, one after the other, as with torch's loop."""
+    made = []
+    for _ in range(2):
+        buffer = numbers((12,), torch.float32, 1)
+        params = [nn.Parameter(buffer[:6]), nn.Parameter(buffer[6:])]
+        params[0].grad, params[1].grad = numbers((6,), torch.float32, 2), buffer[part]
+        made.append(params)
+    ours = stepwell.Adam(made[0], lr=0.1, **REQUESTS[request_])
+    theirs = torch.optim.Adam(made[1], lr=0.1, foreach=False)
+    for _ in range(3):
+        ours.step()
+        theirs.step()
+    assert backends(ours) == {"eager"}
+    assert_training_within(ours, theirs, ULPS, "a gradient that is part of parameters")
+
+
+@pytest.mark.parametrize("request_", REQUESTS)
+def test_parameters_that_begin_to_overlap_are_noticed(request_: str) -> None:
     params, twins = (parameters(((6,), (6,)), torch.float32) for _ in range(2))
-    ours, theirs = stepwell.SGD(params, lr=0.1), torch.optim.SGD(twins, lr=0.1)
+    ours = stepwell.SGD(params, lr=0.1, **REQUESTS[request_])
+    theirs = torch.optim.SGD(twins, lr=0.1, foreach=False)
     for step in range(4):
         if step == 2:
             for a, b in (params, twins):
@@ -177,7 +239,7 @@ def test_parameters_that_begin_to_overlap_are_noticed() -> None:
         set_grads(twins, step)
         ours.step()
         theirs.step()
-        assert backends(ours) == {NATIVE if step < 2 else "eager"}
+        assert backends(ours) == {request_ if step < 2 else "eager"}
     assert_training_within(ours, theirs, ULPS, "parameters that came to share memory")
 
 

@@ -22,6 +22,7 @@ from ..language import Program, functions
 from ..language.expr import ALONG, REDUCTIONS, Expr, Graph, Kind
 from ..language.number import Number
 from ..language.program import rewritten
+from ..native.overlap import sharing
 
 NAME = "foreach"
 
@@ -127,6 +128,7 @@ class Launch:
         self.cohort = cohort
         self._now = cohort
         self._grads: List = []
+        self._places: list[int] = []
         self._program = rewritten(cohort.program, _combine)
         self._plan = _Liveness(self._program)
         self._looks_at_sizes = not cohort.program.ops.isdisjoint({"numel", "extent"})
@@ -135,7 +137,19 @@ class Launch:
     def load(self, scaling: Scaling) -> bool:
         """Take this step's gradients; False if the cohort's facts are no longer true."""
         self._now, self._grads = self.cohort.present()
-        return facts_hold(self._now, self._grads)
+        return facts_hold(self._now, self._grads) and self._is_apart()
+
+    def _is_apart(self) -> bool:
+        """Whether what is written shares no memory; worked out again when something has moved."""
+        slots = self.cohort.program.element_slots
+        states = (state[n] for state in self.cohort.states for n in slots if n in state)
+        written = [*self.cohort.params, *states]
+        places = [tensor.data_ptr() for tensor in written]
+        if places != self._places:
+            if sharing(written).any():
+                return False
+            self._places = places
+        return True
 
     def shares(self, found: Sequence[Mapping[Any, float]]) -> list[tuple[int | None, float]]:
         """No program with totals comes here."""
