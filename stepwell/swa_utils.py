@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel as TorchAveragedModel
 
 from .cohort import PLAIN_TYPES
+from .exact import ExactCopies, is_inexact, needs_copy
 from .lr_scheduler.swalr import SWALR as SWALR
 from .native.overlap import overlapping
 
@@ -140,7 +141,9 @@ class AveragedModel(TorchAveragedModel):
     are averaged in float32, of which a copy is kept beside the module (4 bytes per element): the
     module holds it rounded, and on its own would stop moving where an update is smaller than half
     a unit in its last place. Whole numbers are averaged in float64 likewise; truth values are
-    copied. The state dict is torch's; what is rounded away is not in it.
+    copied. The state dict has torch's keys, and these copies as values: what loads it into half
+    precision, torch's class too, rounds them. Writing into the copies changes the average, which
+    the module shows after its next update.
 
     Args:
         model: what is averaged; it is copied
@@ -172,8 +175,14 @@ class AveragedModel(TorchAveragedModel):
                 "of them None)"
             )
         super().__init__(model, device, avg_fn, multi_avg_fn, use_buffers)
-        self._wide: dict[int, Tensor] = {}
+        self._exact = ExactCopies()
         self._counted: tuple[Tensor, int] | None = None
+        self.register_state_dict_post_hook(_with_exact_values)  # type: ignore[no-untyped-call]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        # earlier versions lack it
+        vars(self).setdefault("_exact", ExactCopies())
 
     @torch.no_grad()
     def update_parameters(self, model: Module) -> None:
@@ -189,10 +198,7 @@ class AveragedModel(TorchAveragedModel):
         if self.use_buffers:
             averaged = pairs + [pair for pair in buffers if pair[0].dtype is not torch.bool]
             copied = [pair for pair in buffers if pair[0].dtype is torch.bool]
-        if self._is_first():
-            copied = averaged + copied
-        else:
-            self._take_in(averaged)
+        self._take_in(averaged, is_first=self._is_first())
         for target, current in copied:
             target.copy_(current)
         self.n_averaged += 1
@@ -224,35 +230,76 @@ class AveragedModel(TorchAveragedModel):
         count = self.n_averaged
         self._counted = None if count.is_inference() else (count, count._version)
 
-    def _take_in(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
-        shared = _share_memory([target for target, _ in pairs])
-        works = []
-        for index, (target, _) in enumerate(pairs):
-            work = self._working_copy(index, target)
-            # what overlaps would be averaged twice
-            works.append(work.clone() if work is target and shared[index] else work)
+    def _take_in(self, pairs: list[tuple[Tensor, Tensor]], is_first: bool) -> None:
+        targets = [target for target, _ in pairs]
+        if is_first:
+            self._exact.clear()
+        works = [self._exact.get(place, target) for place, target in enumerate(targets)]
+        # what overlaps would be averaged twice
+        works = [
+            work.clone() if work is target and is_shared else work
+            for work, target, is_shared in zip(works, targets, _share_memory(targets), strict=True)
+        ]
         currents = [
             current.to(work.device, work.dtype)
             for work, (_, current) in zip(works, pairs, strict=True)
         ]
-        self._average(works, currents)
-        for work, (target, _) in zip(works, pairs, strict=True):
+        if is_first:
+            for work, current in zip(works, currents, strict=True):
+                work.copy_(current)
+        else:
+            self._average(works, currents)
+        for work, target, (_, current) in zip(works, targets, pairs, strict=True):
             if work is not target:
-                target.copy_(work)
+                # whole numbers may have more digits than float64
+                target.copy_(current if is_first and not is_inexact(target) else work)
+        self._exact.note()
 
-    def _working_copy(self, index: int, target: Tensor) -> Tensor:
-        """The average in the precision in which it is computed: the tensor itself, if it has it."""
-        dtype = _working_dtype(target.dtype)
-        if dtype is target.dtype:
-            return target
-        known = self._wide.get(index)
-        fresh = target.to(dtype)
-        if known is not None and known.shape == target.shape:
-            known = known.to(target.device)
-            # elements that somebody has changed, by loading a state dict say, hold from now on
-            fresh = torch.where(known.to(target.dtype) == target, known, fresh)
-        self._wide[index] = fresh
-        return fresh
+    def _averaged(self) -> list[Tensor]:
+        """What is averaged, each once."""
+        buffers = self.module.buffers() if self.use_buffers else ()
+        return [
+            *self.module.parameters(),
+            *(buffer for buffer in buffers if buffer.dtype is not torch.bool),
+        ]
+
+    def _rounded(self) -> Iterator[tuple[str, int, Tensor]]:
+        """The names, places and tensors of averages that the module holds rounded."""
+        places = {id(tensor): place for place, tensor in enumerate(self._averaged())}
+        for name, tensor in chain(
+            self.named_parameters(remove_duplicate=False),
+            self.named_buffers(remove_duplicate=False),
+        ):
+            if id(tensor) in places and needs_copy(tensor):
+                yield name, places[id(tensor)], tensor
+
+    def exact_averages(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The copies in the state dict, and the tensors that hold them rounded."""
+        for _, place, tensor in self._rounded():
+            yield self._exact.get(place, tensor.detach()), tensor
+
+    def round_averages(self) -> None:
+        """Have the module show what was written into the copies."""
+        self._exact.round_into(self._averaged())
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, *args: Any
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+        values = {}
+        for name, place, tensor in self._rounded():
+            value = state_dict.get(prefix + name)
+            if isinstance(value, Tensor) and value.shape == tensor.shape and not value.is_meta:
+                values[place] = value
+                if local_metadata.get("assign_to_params_buffers", False):
+                    state_dict[prefix + name] = value.to(tensor.dtype)
+        self._exact = self._exact.loaded(values, self._averaged())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AveragedModel:
+        dtypes = [tensor.dtype for tensor in self._averaged()]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._exact.follow(dtypes, self._averaged())
+        return self
 
     def _average(self, averages: list[Tensor], currents: list[Tensor]) -> None:
         if self.avg_fn is not None:
@@ -269,10 +316,31 @@ class AveragedModel(TorchAveragedModel):
             function([a for a, _ in group], [c for _, c in group], count)
 
 
-def _working_dtype(dtype: torch.dtype) -> torch.dtype:
-    if dtype.is_floating_point or dtype.is_complex:
-        return torch.promote_types(dtype, torch.float32)
-    return torch.float64
+def _with_exact_values(
+    averaged: Module, state_dict: dict[str, Any], prefix: str, _: dict[str, Any]
+) -> None:
+    """Put averages as they are computed in place of those that the module holds rounded."""
+    assert isinstance(averaged, AveragedModel)
+    for name, place, tensor in averaged._rounded():
+        value = state_dict.get(prefix + name)
+        # what hooks have made stays, and what was asked for with keep_vars=True
+        if value is tensor or _place(value) != _place(tensor):
+            continue
+        exact = averaged._exact.get(place, tensor.detach())
+        # whole numbers may have more digits than float64
+        if is_inexact(tensor) or torch.equal(exact.to(tensor.dtype), tensor):
+            state_dict[prefix + name] = exact
+        else:
+            averaged._exact.drop(place)
+
+
+def _place(value: Any) -> Any:
+    """Where a tensor lies; of a DTensor, what this process holds of it."""
+    if not isinstance(value, Tensor):
+        return None
+    part = value.to_local() if hasattr(value, "to_local") else value
+    is_plain = type(part) in PLAIN_TYPES
+    return (part.data_ptr(), part.shape, part.dtype) if is_plain else id(value)
 
 
 def _share_memory(tensors: Sequence[Tensor]) -> list[bool]:

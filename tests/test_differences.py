@@ -79,6 +79,10 @@ ELSEWHERE = {
         "test_swa_utils",
         "test_averages_in_half_precision_go_on_moving",
     ),
+    "`state_dict()` of an `AveragedModel` in half precision, or with averaged whole numbers": (
+        "test_exact_averages",
+        "test_a_resumed_average_goes_on_to_the_bit",
+    ),
     "`AveragedModel` of another dtype than the model": (
         "test_swa_utils",
         "test_a_model_of_another_precision",

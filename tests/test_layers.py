@@ -25,7 +25,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # The one table of layers: a module imports from rows above its own, and nothing beside itself.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("language", "extra", "hooks", "matching", "quasi_newton", "sparse", "version"),
+    ("language", "exact", "extra", "hooks", "matching", "quasi_newton", "sparse", "version"),
     ("declaration", "formulas", "hyperparameters", "lr_scheduler"),
     ("cohort",),
     ("native", "param_groups", "state_dict"),
@@ -34,7 +34,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("plan",),
     ("optimizer",),
     ("composing", "optimizers"),
-    ("averaging", "checkpoint", "plot", "swa_utils"),
+    ("averaging", "plot", "swa_utils"),
+    ("checkpoint",),
     ("race",),
     ("__main__",),
 )

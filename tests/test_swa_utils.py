@@ -215,12 +215,12 @@ def test_what_is_written_into_an_average_counts() -> None:
         with torch.no_grad():
             model.weight.copy_(values + step / 128)
         averaged.update_parameters(model)
-    kept = averaged._wide[0][0, 0].item()
+    kept = averaged.state_dict()["module.weight"][0, 0].item()
     with torch.no_grad():
         averaged.module.weight[0, 1] = 64.0
     averaged.update_parameters(model)
     expected = torch.tensor([0.75 * kept + 0.25 * model.weight[0, 0].item(), 48 + 0.25 * 1.0234375])
-    torch.testing.assert_close(averaged._wide[0][0], expected)
+    torch.testing.assert_close(averaged.state_dict()["module.weight"][0], expected)
 
 
 def test_a_model_of_another_precision() -> None:

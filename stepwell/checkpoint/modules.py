@@ -13,6 +13,7 @@ from torch.nn.modules.module import _IncompatibleKeys
 from torch.nn.parameter import is_lazy
 
 from ..matching import LoadReport, with_nearest
+from ..swa_utils import AveragedModel
 from .names import names_inside
 from .older import as_modules_read
 from .states import Source
@@ -53,6 +54,8 @@ class Fit:
                 with torch.inference_mode():
                     live.copy_(saved)
             torch.autograd.graph.increment_version(live)
+        for averaged in _averages(self.module):
+            averaged.round_averages()
 
     def run_hooks(self) -> None:
         """Have the module take what is left, and call what was registered for after a load."""
@@ -115,14 +118,17 @@ def _assigned(
     """Give each saved value its place, and say what has none."""
     module = found.module
     tensors = (*module.parameters(), *module.buffers())
-    own = {tensor.data_ptr() for tensor in tensors if not is_lazy(tensor)}
+    own = {t.data_ptr(): t.dtype for t in tensors if not is_lazy(t)}
+    for averaged in _averages(module):
+        # older files have averages as the module holds them
+        own |= {copy.data_ptr(): t.dtype for copy, t in averaged.exact_averages()}
     first: dict[Any, str] = {}
     for name in (name for name in saved if name in live):
         value, (own_name, target) = saved[name], live[name]
         if name.rpartition(".")[2] == STATE:
             holder = module.get_submodule(own_name.removesuffix(STATE).removesuffix("."))
             found.states.append((holder, source.filled(value)))
-        elif problem := _problem(value, target, strict_dtype):
+        elif problem := _problem(value, target, own, strict_dtype):
             yield f"{name} {problem}"
         elif (other := first.setdefault(_place(target), name)) != name and not source.are_alike(
             saved[other], value
@@ -134,6 +140,10 @@ def _assigned(
             found.others[own_name] = source.filled(value)
 
 
+def _averages(module: nn.Module) -> list[AveragedModel]:
+    return [each for each in module.modules() if isinstance(each, AveragedModel)]
+
+
 def _place(target: Any) -> Any:
     """Where a tensor lies; two with one place are tied."""
     if not isinstance(target, Tensor) or not target.numel():
@@ -141,8 +151,17 @@ def _place(target: Any) -> Any:
     return target.data_ptr(), target.shape, target.stride(), target.dtype, target.device
 
 
-def _problem(saved: Any, live: Any, strict_dtype: bool) -> str | None:
-    """Why a value cannot be loaded into this one, or None."""
+def _problem(
+    saved: Any, live: Any, own: Mapping[int, torch.dtype], strict_dtype: bool
+) -> str | None:
+    """Why a value cannot be loaded into this one, or None.
+
+    Args:
+        saved: a value in the file
+        live: a value in the module's state dict
+        own: by their places, what else than their own the dtypes of the module's tensors may be
+        strict_dtype: whether these are the only ones
+    """
     if not isinstance(saved, Tensor) or not isinstance(live, Tensor):
         alike = isinstance(saved, Tensor) == isinstance(live, Tensor)
         return None if alike else f"is {type(saved).__name__}, must be {type(live).__name__}"
@@ -150,7 +169,11 @@ def _problem(saved: Any, live: Any, strict_dtype: bool) -> str | None:
         return "has no shape yet: pass data through the model first"
     if saved.shape != live.shape:
         return f"has shape {tuple(saved.shape)}, must have {tuple(live.shape)}"
-    return _of_memory(live) or _of_dtype(saved.dtype, live.dtype, strict_dtype)
+    if problem := _of_memory(live):
+        return problem
+    if saved.dtype == own.get(live.data_ptr()):
+        return None
+    return _of_dtype(saved.dtype, live.dtype, strict_dtype)
 
 
 def _of_memory(live: Tensor) -> str | None:
