@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from .averaging import averaged as averaged
 from .averaging import averaged_weights as averaged_weights
+from .combined import Combined as Combined
 from .composing import compose as compose
 from .optimizer import LoadReport as LoadReport
 from .optimizer import Optimizer as Optimizer
@@ -36,6 +37,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "Adamax",
+    "Combined",
     "LoadReport",
     "Muon",
     "NAdam",

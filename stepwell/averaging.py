@@ -98,13 +98,14 @@ def averaged_weights(
 
 
 def _check(optimizer: Any) -> None:
-    formula = getattr(optimizer, "formula", None)
-    if formula is None or "average" not in formula.slots:
-        raise TypeError(
-            f"averaged_weights: {type(optimizer).__name__} keeps no averages; make it with "
-            "stepwell.averaged(stepwell.AdamW)(params, ...), or another rule, or average the model "
-            "with stepwell.swa_utils.AveragedModel"
-        )
+    for part in getattr(optimizer, "optimizers", {"": optimizer}).values():
+        formula = getattr(part, "formula", None)
+        if formula is None or "average" not in formula.slots:
+            raise TypeError(
+                f"averaged_weights: {type(part).__name__} keeps no averages; make it with "
+                "stepwell.averaged(stepwell.AdamW)(params, ...), or another rule, or average the "
+                "model with stepwell.swa_utils.AveragedModel"
+            )
 
 
 @contextmanager

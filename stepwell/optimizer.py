@@ -118,6 +118,11 @@ class Optimizer(Hooks, Flags, TorchOptimizer):
         if inspect.isfunction(step) and not hasattr(step, "hooked"):
             cls.step = hooked(step)  # type: ignore[method-assign]
 
+    @property
+    def composition(self) -> str:
+        """What the rule is called in a checkpoint, as in "AdamW+Average"."""
+        return self.declaration.owner
+
     @staticmethod
     def check(group: Mapping[str, Any]) -> str | None:
         """What is wrong with these hyperparameters together, in words, or None."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from .declaration import Declaration
 from .language.fields import Field, Range
 
-__all__ = ["Group", "Times", "add_group", "as_groups", "check_param", "params_of"]
+__all__ = ["Group", "Times", "add_group", "as_groups", "check_company", "check_param", "params_of"]
 
 UNORDERED = (
     "optimizer parameters need to be organized in ordered collections, but the ordering of tensors "
@@ -83,7 +83,12 @@ class Group(dict[str, Any]):
         Where this says False, `check_all` says what is right.
         """
         field = self._declaration.fields.get(key)
-        if field is None or (index is not None and index >= len(field.items)):
+        # the groups of combined optimizers are not all of this rule
+        if (
+            field is None
+            or "optimizer" in self
+            or (index is not None and index >= len(field.items))
+        ):
             return False
         return (field if index is None else field.items[index]).admits(values)
 
@@ -168,7 +173,7 @@ def add_group(
     items = declaration.complete(items, defaults, len(groups))
     if len(items["params"]) != len({id(param) for param in items["params"]}):
         warnings.warn(f"{DUPLICATES} ({place})", stacklevel=3)
-    _check_company(items, groups, place)
+    check_company(items, groups, place)
     return Group(items, declaration, len(groups))
 
 
@@ -241,7 +246,7 @@ def check_param(param: Any, place: str, differentiable: bool) -> None:
         )
 
 
-def _check_company(
+def check_company(
     group: Mapping[str, Any], others: Sequence[Mapping[str, Any]], place: str
 ) -> None:
     for other in others:

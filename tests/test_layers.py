@@ -33,7 +33,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("totals",),
     ("plan",),
     ("optimizer",),
-    ("composing", "optimizers"),
+    ("combined", "composing", "optimizers"),
     ("averaging", "plot", "swa_utils"),
     ("checkpoint",),
     ("race",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ __all__ = [
     "named",
     "packed_optimizer",
     "rule_of",
+    "without_transforms",
 ]
 
 
@@ -85,14 +87,17 @@ def header_of() -> dict[str, Any]:
 
 def rule_of(optimizer: Any) -> str:
     """What the rule of an optimizer is called, without what it is composed with."""
-    return composition_of(optimizer).partition("+")[0]
+    return without_transforms(composition_of(optimizer))
 
 
 def composition_of(optimizer: Any) -> str:
     """What the rule of an optimizer is called, as in "AdamW+Average"."""
-    declaration = getattr(optimizer, "declaration", None)
-    name: str = type(optimizer).__name__ if declaration is None else declaration.owner
-    return name
+    return str(getattr(optimizer, "composition", type(optimizer).__name__))
+
+
+def without_transforms(composition: str) -> str:
+    """The rules in it alone: "AdamW" of "AdamW+Average"."""
+    return re.sub(r"\+\w+", "", composition)
 
 
 def _optimizer(packer: Packer, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from ..language import Transform
 from ..matching import EXECUTION
 from ..optimizer import Optimizer
-from .contents import composition_of, rule_of
+from .contents import composition_of, rule_of, without_transforms
 
 __all__ = ["rule_differences"]
 
@@ -26,7 +26,7 @@ def rule_differences(
         groups: its groups
     """
     rule, own = packed["rule"], rule_of(optimizer)
-    if rule and rule.partition("+")[0] != own:
+    if rule and without_transforms(rule) != own:
         return [f"the rule: the file has state of {rule}, not {own}"]
     known = {
         *optimizer.declaration.fields,

@@ -39,10 +39,8 @@ def muon_split(
     """Matrices of hidden layers, and all others: the groups of two optimizers.
 
         hidden, others = muon_split(model)
-        optimizers = [Muon(hidden, lr=0.02), AdamW(no_decay(others), lr=3e-4)]
-        ...
-        for optimizer in optimizers:
-            optimizer.step()
+        adamw = AdamW(no_decay(others), lr=3e-4)
+        optimizer = stepwell.Combined({"muon": Muon(hidden, lr=0.02), "adamw": adamw})
 
     `others` are vectors and scalars, norms, embeddings (see `no_decay`) and the head: the last
     matrix that lies in no block (see `layerwise_decay`), unless it is tied to an embedding.

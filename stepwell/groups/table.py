@@ -7,7 +7,7 @@ import math
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +56,7 @@ def table(*sources: Any, whole: bool = False) -> GroupTable:
     """
     if not sources:
         raise TypeError("table: pass optimizers, groups, models or named parameters")
-    return GroupTable(list(map(_section, sources)), whole)
+    return GroupTable([part for source in sources for part in _sections(source)], whole)
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,12 @@ class Section:
         return {k: value for k, value in _values(group).items() if k not in self.common}
 
 
+def _sections(source: Any) -> Iterator[Section]:
+    """The groups of a source; of combined optimizers, those of each."""
+    for part in getattr(source, "optimizers", {"": source}).values():
+        yield _section(part)
+
+
 def _section(source: Any) -> Section:
     # a generator can be read only once
     source = list(source) if hasattr(source, "__next__") else source
@@ -94,7 +100,7 @@ def _values(group: Group) -> dict[str, Any]:
     return {
         key: value
         for key, value in group.items()
-        if key not in ("name", "params") and value is not None and value is not False
+        if key not in ("name", "optimizer", "params") and value is not None and value is not False
     }
 
 

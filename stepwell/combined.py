@@ -1,0 +1,427 @@
+"""Combined: several optimizers, each with parameters of its own, behind one.
+
+Trainers, schedules and checkpoints take one optimizer. A model whose hidden matrices are for `Muon`
+and whose other parameters are for `AdamW` needs two.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from textwrap import indent
+from types import MappingProxyType
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer as TorchOptimizer
+
+from .cohort import Scaling
+from .optimizer import Optimizer
+from .param_groups import check_company, params_of
+from .plan import Stepper
+from .state_dict import Layout, Loading, Policy, load_group
+
+__all__ = ["Combined"]
+
+KEY = "optimizer"
+"""The key under which each group says which optimizer it belongs to."""
+
+Members = dict[str, TorchOptimizer]
+
+
+class Combined(Optimizer):
+    """Several optimizers, each with parameters of its own, that step as one.
+
+        hidden, others = stepwell.groups.muon_split(model)
+        optimizer = Combined(
+            {
+                "muon": Muon(hidden, lr=0.02),
+                "adamw": AdamW(no_decay(others), lr=3e-4),
+            }
+        )
+
+    `param_groups` has the groups of all of them, in their order. These are the very same dicts, so
+    that a schedule, or a hand that writes a rate, reaches them. Each group says under "optimizer"
+    which one it belongs to. `state` is one mapping over all states. `state_dict()` has torch's
+    layout; on loading, parameters are matched by name, or else by order.
+
+    A step checks and reads what all of the optimizers need before it changes the first parameter.
+    An optimizer of torch or of another library, and one with hooks or a `step` of its own, is
+    asked to `step()` when its turn comes. Clipping by a norm that is composed with one of the
+    optimizers (`ClipNorm`) is of the gradients of that one.
+
+    Args:
+        optimizers: the optimizers by name
+
+    Attributes:
+        optimizers: the same, not to be changed
+
+    Raises:
+        TypeError: one of them is no optimizer, or needs to call the closure itself, as `LBFGS`
+        ValueError: there is none, or they share a parameter, or only some know parameters' names
+
+    >>> hidden, bias = (torch.nn.Parameter(torch.eye(2)), torch.nn.Parameter(torch.ones(1)))
+    >>> optimizer = Combined({"muon": Muon([hidden], lr=0.1), "sgd": SGD([bias], lr=0.5)})
+    >>> bias.grad = torch.ones(1)
+    >>> optimizer.step()  # hidden has no gradient; 1 - 0.5 * 1
+    >>> bias.item()
+    0.5
+    >>> [(group["optimizer"], group["lr"]) for group in optimizer.param_groups]
+    [('muon', 0.1), ('sgd', 0.5)]
+    """
+
+    def __init__(self, optimizers: Mapping[str, TorchOptimizer]) -> None:
+        members = _checked(optimizers)
+        self._members = members
+        self._outer: dict[Any, Any] = {}
+        self._warned_capturable_if_run_uncaptured = True
+        self._make_hooks()
+        self._join()
+
+    def _join(self) -> None:
+        """Make what is seen from outside, of the optimizers as they are."""
+        self.defaults = {"differentiable": False}
+        self._state = _State(self._members, self._outer)
+        self._groups: list[dict[str, Any]] = []
+        self._agreed: list[dict[str, Any]] = []
+        self._held = None
+        for name, member in self._members.items():
+            for group in member.param_groups:
+                dict.__setitem__(group, KEY, name)
+        if all(getattr(m, "_step_supports_amp_scaling", False) for m in self._members.values()):
+            self._step_supports_amp_scaling = True
+
+    @property
+    def optimizers(self) -> Mapping[str, TorchOptimizer]:
+        """The optimizers by name."""
+        return MappingProxyType(self._members)
+
+    @property
+    def composition(self) -> str:
+        """What its rules are called in a checkpoint, as in "Combined(muon=Muon, adamw=AdamW)"."""
+        parts = (
+            f"{name}={getattr(member, 'composition', type(member).__name__)}"
+            for name, member in self._members.items()
+        )
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+    # Groups and state
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The groups of all optimizers; always the same list."""
+        theirs = [group for member in self._members.values() for group in member.param_groups]
+        if _are_same(self._groups, self._agreed) and not _are_same(theirs, self._agreed):
+            self._groups[:] = self._agreed = theirs
+        return self._groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        self._groups = groups
+
+    @property  # type: ignore[override]
+    def state(self) -> MutableMapping[Any, Any]:
+        """The state of all optimizers, by parameter."""
+        return self._state
+
+    @state.setter
+    def state(self, state: Mapping[Any, Any]) -> None:
+        if state is not self._state:
+            kept = dict(state)
+            self._state.clear()
+            self._state.update(kept)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Optimize more parameters.
+
+        Args:
+            param_group: "params", under "optimizer" the name of the one that is to update them,
+                and hyperparameters that differ from its defaults
+
+        Raises:
+            TypeError, ValueError, KeyError, RuntimeError: nothing is changed
+        """
+        self._settle()
+        name, index = self._name_of(param_group, len(self._groups)), len(self._groups)
+        given = params_of(param_group, f"Combined, group {index}")
+        check_company({**param_group, **given}, self._groups, f"Combined, group {index}")
+        own = {key: value for key, value in param_group.items() if key != KEY}
+        self._members[name].add_param_group(own)
+        added = self._members[name].param_groups[-1]
+        dict.__setitem__(added, KEY, name)
+        param_group.update(added)
+
+    def _name_of(self, group: Any, index: int) -> str:
+        name = group.get(KEY) if isinstance(group, Mapping) else None
+        if name not in self._members:
+            known = ", ".join(map(repr, self._members))
+            raise ValueError(
+                f"Combined, group {index}: the key 'optimizer' must say which one its parameters "
+                f"are for, one of {known}; got {name!r}"
+            )
+        return str(name)
+
+    def _settle(self) -> None:
+        """Give the optimizers the groups that were put into `param_groups`, or taken out of it.
+
+        Raises:
+            ValueError: a group does not say whose it is; nothing is changed
+        """
+        groups = self.param_groups
+        if _are_same(groups, self._agreed):
+            return
+        shares: dict[str, list[dict[str, Any]]] = {name: [] for name in self._members}
+        for index, group in enumerate(groups):
+            shares[self._name_of(group, index)].append(group)
+        for name, member in self._members.items():
+            if not _are_same(member.param_groups, shares[name]):
+                member.param_groups = shares[name]
+        self._agreed = list(chain(*shares.values()))
+        groups[:] = self._agreed
+
+    def init_state(self) -> None:
+        """Make the state that a first step would make, without taking one.
+
+        An optimizer of torch makes its own at its first step.
+        """
+        self._settle()
+        for member in self._members.values():
+            if isinstance(member, Optimizer):
+                member.init_state()
+
+    # The step
+
+    def _make_plan(self, scaling: Scaling) -> Stepper:
+        return _Together(self._members)
+
+    def _prepare(self) -> Callable[[], None]:
+        self._settle()
+        return super()._prepare()
+
+    # Checkpoints
+
+    def _prepare_load(self, state_dict: Any, strict: bool, policy: Policy) -> Loading:
+        self._settle()
+        loading = super()._prepare_load(state_dict, strict, policy)
+        if loading.matched.by_name:
+            return loading
+        report = loading.report
+        pairs = enumerate(zip(self._groups, loading.matched.groups, strict=True))
+        found = [
+            (i, own[KEY], loading.saved.groups[k].get(KEY))
+            for i, (own, k) in pairs
+            if k is not None
+        ]
+        moved = tuple(
+            f"group {index}: was updated by {was!r} and would be by {now!r}; without names of "
+            "parameters, groups are matched by order: combine the optimizers in the same one"
+            for index, now, was in found
+            if was in self._members and was != now
+        )
+        return loading._replace(report=report._replace(mismatched=report.mismatched + moved))
+
+    def _loaded_group(self, index: int, saved: Mapping[str, Any] | None) -> dict[str, Any]:
+        group = self.param_groups[index]
+        member = self._members[group[KEY]]
+        place = next(i for i, own in enumerate(member.param_groups) if own is group)
+        if isinstance(member, Optimizer):
+            loaded = member._loaded_group(place, saved)
+        else:
+            loaded = load_group(group, saved)
+        return {**loaded, KEY: group[KEY]}
+
+    def _layout(self, group: Mapping[str, Any]) -> Layout | None:
+        member = self._members[group[KEY]]
+        return member._layout(group) if isinstance(member, Optimizer) else None
+
+    def _take(self, state: dict[Any, Any], groups: list[dict[str, Any]]) -> None:
+        before = dict(self.state), [dict(group) for group in self.param_groups]
+        try:
+            self._hand_out(state, groups)
+        except BaseException:
+            self._hand_out(*before)
+            raise
+
+    def _hand_out(self, state: Mapping[Any, Any], groups: Sequence[dict[str, Any]]) -> None:
+        rest = dict(state)
+        for name, member in self._members.items():
+            own = [group for group in groups if group[KEY] == name]
+            params = [param for group in own for param in group["params"]]
+            # an optimizer of another library is taken for one of torch
+            Optimizer._take(member, {p: rest.pop(p) for p in params if p in rest}, own)  # type: ignore[arg-type]
+        self._outer.clear()
+        self._outer.update(rest)
+
+    # Copies and words
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = super().__getstate__()
+        made = ("defaults", "_state", "_groups", "_agreed", "_step_supports_amp_scaling")
+        return {name: value for name, value in kept.items() if name not in made}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._warned_capturable_if_run_uncaptured = True
+        self._make_hooks()
+        self._join()
+
+    def __repr__(self) -> str:
+        parts = [indent(f"{name}: {member!r}", "  ") for name, member in self._members.items()]
+        return "\n".join([f"{type(self).__name__} (", *parts, ")"])
+
+
+def _checked(optimizers: Any) -> Members:
+    """The optimizers, if they can be combined.
+
+    Raises:
+        TypeError, ValueError: they cannot
+    """
+    if not isinstance(optimizers, Mapping):
+        raise TypeError(
+            "Combined: optimizers must be a dict of optimizers by name, as in "
+            f'{{"muon": Muon(...), "adamw": AdamW(...)}}, got {type(optimizers).__name__}'
+        )
+    if not optimizers:
+        raise ValueError("Combined: the dict of optimizers is empty")
+    groups: list[dict[str, Any]] = []
+    for name, member in optimizers.items():
+        _check_member(name, member)
+        for group in member.param_groups:
+            place = f"Combined: {name!r}"
+            check_company(group, groups, place)
+        groups += member.param_groups
+    return dict(optimizers)
+
+
+def _check_member(name: Any, member: Any) -> None:
+    if not isinstance(name, str):
+        raise TypeError(f"Combined: the names of optimizers must be texts, got {name!r}")
+    if not isinstance(member, TorchOptimizer) or isinstance(member, Combined):
+        raise TypeError(
+            f"Combined: {name!r} must be an optimizer, made with its parameters, got "
+            f"{member.__name__ if isinstance(member, type) else type(member).__name__}"
+        )
+    closure = inspect.signature(member.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise TypeError(
+            f"Combined: {name!r} ({type(member).__name__}) calls its closure many times in a step, "
+            "which moves all others along; step it by itself"
+        )
+
+
+def _are_same(one: Sequence[object], other: Sequence[object]) -> bool:
+    """Whether both have the very same items, in the same order."""
+    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
+
+
+class _Together:
+    """What takes a step of all optimizers: all are prepared before the first one moves."""
+
+    def __init__(self, members: Members) -> None:
+        self._members = members
+        self._scaling = Scaling()
+        self._runs: list[Callable[[], Any]] = []
+
+    def load(self, scaling: Scaling) -> bool:
+        """Check and read what the optimizers need that can be prepared."""
+        self._scaling = scaling
+        self._runs = []
+        for member in self._members.values():
+            with _scaled(member, scaling):
+                self._runs.append(_prepared(member))
+        return True
+
+    def run(self) -> None:
+        """Take a step with each optimizer."""
+        runs, self._runs = self._runs, []
+        for member, run in zip(self._members.values(), runs, strict=True):
+            with _scaled(member, self._scaling):
+                run()
+
+    def describe(self) -> list[str]:
+        """A line per optimizer; each says itself what runs it."""
+        return list(self._members)
+
+
+def _prepared(member: Any) -> Callable[[], Any]:
+    """What takes the step of one optimizer, whose work is done ahead as far as possible."""
+    is_plain = isinstance(member, Optimizer) and type(member).step is Optimizer.step
+    watched = "step" in vars(member) or getattr(member, "_optimizer_step_pre_hooks", None)
+    if is_plain and not (watched or member._optimizer_step_post_hooks):
+        run: Callable[[], None] = member._prepare()
+        return run
+    step: Callable[[], Any] = member.step
+    return step
+
+
+@contextmanager
+def _scaled(member: TorchOptimizer, scaling: Scaling) -> Iterator[None]:
+    """Inside, the optimizer knows what a GradScaler has asked of all of them."""
+    if scaling == (None, None):
+        yield
+        return
+    vars(member).update(grad_scale=scaling.grad_scale, found_inf=scaling.found_inf)
+    try:
+        yield
+    finally:
+        del vars(member)["grad_scale"], vars(member)["found_inf"]
+
+
+class _State(MutableMapping[Any, Any]):
+    """The states of all optimizers as one mapping; a new parameter's is where its group is."""
+
+    def __init__(self, members: Members, outer: dict[Any, Any]) -> None:
+        self._members = members
+        self._outer = outer
+
+    def _parts(self) -> list[dict[Any, Any]]:
+        return [*(member.state for member in self._members.values()), self._outer]
+
+    def _home(self, key: Any) -> dict[Any, Any]:
+        """Where the key is, or, if it is nowhere, where it belongs."""
+        for part in self._parts():
+            if key in part:
+                return part
+        if isinstance(key, Tensor):
+            for member in self._members.values():
+                if any(key is param for group in member.param_groups for param in group["params"]):
+                    return member.state
+        return self._outer
+
+    def __getitem__(self, key: Any) -> Any:
+        home = self._home(key)
+        # as in any optimizer, asking for what is not there makes it
+        return home.setdefault(key, {}) if home is self._outer else home[key]
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._home(key)[key] = value
+
+    def __delitem__(self, key: Any) -> None:
+        del self._home(key)[key]
+
+    def clear(self) -> None:
+        """Forget everything."""
+        for part in self._parts():
+            part.clear()
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        """Take over several entries; whose parameters are whose is found out once."""
+        groups = [(m.state, group) for m in self._members.values() for group in m.param_groups]
+        homes = {id(param): state for state, group in groups for param in group["params"]}
+        for key, value in dict(*args, **kwargs).items():
+            homes.get(id(key), self._outer)[key] = value
+
+    def __contains__(self, key: object) -> bool:
+        return any(key in part for part in self._parts())
+
+    def __iter__(self) -> Iterator[Any]:
+        return chain(*map(list, self._parts()))
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts()))
+
+    def __repr__(self) -> str:
+        return repr(defaultdict(dict, self))

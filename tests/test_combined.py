@@ -1,0 +1,569 @@
+"""Do several optimizers behind one step, load, copy and refuse as each would alone?"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+import stepwell
+from stepwell import checkpoint
+from stepwell.groups import muon_split, no_decay, table
+from stepwell.language import Decay
+
+Make = Callable[[nn.Module], dict[str, torch.optim.Optimizer]]
+
+
+def net(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 2))
+
+
+def muon_and_adamw(model: nn.Module) -> dict[str, torch.optim.Optimizer]:
+    hidden, others = muon_split(model, head="4.weight")
+    adamw = stepwell.AdamW(no_decay(others), lr=3e-2)
+    return {"muon": stepwell.Muon(hidden, lr=0.02), "adamw": adamw}
+
+
+def with_torch(model: nn.Module) -> dict[str, torch.optim.Optimizer]:
+    named = dict(model.named_parameters())
+    first = [(name, param) for name, param in named.items() if name.startswith("0")]
+    rest = [(name, param) for name, param in named.items() if not name.startswith("0")]
+    sgd = torch.optim.SGD(first, lr=0.1, momentum=0.9)
+    return {"sgd": sgd, "rmsprop": stepwell.RMSprop(rest, lr=0.01)}
+
+
+def two_alike(model: nn.Module) -> dict[str, torch.optim.Optimizer]:
+    params = list(model.parameters())
+    return {
+        "body": stepwell.AdamW(params[:2], lr=0.01),
+        "head": stepwell.AdamW(params[2:], lr=0.1, amsgrad=True),
+    }
+
+
+MAKERS: list[Make] = [muon_and_adamw, with_torch, two_alike]
+
+
+def train(model: nn.Module, *optimizers: torch.optim.Optimizer, start: int = 0) -> None:
+    for step in range(start, start + 3):
+        torch.manual_seed(step)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        model(torch.randn(8, 4)).square().mean().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+
+
+def weights(model: nn.Module) -> list[Tensor]:
+    return [param.detach().clone() for param in model.parameters()]
+
+
+def same(one: list[Tensor], other: list[Tensor]) -> bool:
+    return all(map(torch.equal, one, other))
+
+
+@pytest.fixture
+def trained() -> tuple[nn.Module, stepwell.Combined]:
+    model = net()
+    optimizer = stepwell.Combined(muon_and_adamw(model))
+    train(model, optimizer)
+    return model, optimizer
+
+
+@pytest.mark.tiny
+@pytest.mark.parametrize("make", MAKERS)
+def test_a_step_is_that_of_each(make: Make) -> None:
+    apart, together = net(), net()
+    optimizers = make(apart)
+    combined = stepwell.Combined(make(together))
+    train(apart, *optimizers.values())
+    train(together, combined)
+    assert same(weights(apart), weights(together))
+    assert not same(weights(apart), weights(net()))
+    assert len(combined.state) == 6
+    assert combined.state_bytes() == sum(
+        value.numel() * value.element_size()
+        for optimizer in optimizers.values()
+        for state in optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, Tensor)
+    )
+
+
+def test_a_closure_is_called_once() -> None:
+    model = net()
+    optimizer = stepwell.Combined(with_torch(model))
+    calls = []
+
+    def closure() -> Tensor:
+        calls.append(torch.is_grad_enabled())
+        optimizer.zero_grad()
+        loss = model(torch.ones(1, 4)).square().mean()
+        loss.backward()
+        return loss
+
+    before = weights(model)
+    assert isinstance(optimizer.step(closure), Tensor)
+    assert calls == [True]
+    assert not any(map(torch.equal, before, weights(model)))
+
+
+def test_nothing_moves_if_one_refuses(trained: tuple[nn.Module, stepwell.Combined]) -> None:
+    model, optimizer = trained
+    model(torch.ones(1, 4)).square().mean().backward()
+    before = weights(model), copy.deepcopy(optimizer.state_dict())
+    bias = model[4].bias
+    bias.grad = torch.ones(2).to_sparse()
+    with pytest.raises(RuntimeError, match=r"AdamW does not support sparse gradients.*'4\.bias'"):
+        optimizer.step()
+    assert same(before[0], weights(model))
+    assert_same_state(before[1], optimizer.state_dict())
+
+
+def assert_same_state(one: dict[str, Any], other: dict[str, Any]) -> None:
+    assert one["state"].keys() == other["state"].keys()
+    for key, entry in one["state"].items():
+        for name, value in entry.items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(other["state"][key][name]))
+
+
+# Groups and state
+
+
+@pytest.mark.tiny
+def test_groups_are_the_very_dicts(trained: tuple[nn.Module, stepwell.Combined]) -> None:
+    _, optimizer = trained
+    muon, adamw = optimizer.optimizers.values()
+    assert optimizer.param_groups is optimizer.param_groups
+    assert [id(group) for group in optimizer.param_groups] == [
+        id(group) for group in (*muon.param_groups, *adamw.param_groups)
+    ]
+    assert [group["optimizer"] for group in optimizer.param_groups] == ["muon", "adamw", "adamw"]
+    optimizer.param_groups[0]["lr"] = 0.5
+    assert muon.param_groups[0]["lr"] == 0.5
+    with pytest.raises(ValueError, match=r"Invalid learning rate: nan \(AdamW, group 1"):
+        optimizer.param_groups[2]["lr"] = float("nan")
+
+
+def test_a_group_joins_the_optimizer_that_it_names() -> None:
+    model, more, most = net(), nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    optimizer = stepwell.Combined(two_alike(model))
+    given = {"params": [more], "optimizer": "head", "lr": 0.25}
+    optimizer.add_param_group(given)
+    assert [group["optimizer"] for group in optimizer.param_groups] == ["body", "head", "head"]
+    assert optimizer.optimizers["head"].param_groups[1]["amsgrad"] is True
+    assert given["amsgrad"] is True
+    # straight to the optimizer works as well
+    optimizer.optimizers["body"].add_param_group({"params": [most]})
+    assert len(optimizer.param_groups) == 4
+    more.grad = most.grad = torch.ones(2)
+    optimizer.step()
+    assert more.tolist() == pytest.approx([1 - 0.25 * 0.01 - 0.25] * 2)
+    assert most.tolist() == pytest.approx([1 - 0.01 * 0.01 - 0.01] * 2)
+
+
+@pytest.mark.parametrize(
+    ("group", "message"),
+    [
+        (
+            {},
+            "the key 'optimizer' must say which one its parameters are for, one of 'body', 'head'",
+        ),
+        ({"optimizer": "tail"}, "one of 'body', 'head'; got 'tail'"),
+        ({"optimizer": "head", "lr": -1.0}, "Invalid learning rate: -1.0"),
+    ],
+)
+def test_a_group_that_is_refused_changes_nothing(group: dict[str, Any], message: str) -> None:
+    optimizer = stepwell.Combined(two_alike(net()))
+    before = optimizer.state_dict()
+    with pytest.raises(ValueError, match=message):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))], **group})
+    assert optimizer.state_dict() == before
+
+
+def test_a_parameter_has_one_optimizer() -> None:
+    model = net()
+    optimizer = stepwell.Combined(two_alike(model))
+    with pytest.raises(ValueError, match="more than one parameter group"):
+        optimizer.add_param_group({"params": [model[0].weight], "optimizer": "head"})
+    params = list(model.parameters())
+    with pytest.raises(ValueError, match=r"more than one parameter group \(Combined: 'b'"):
+        stepwell.Combined({"a": stepwell.SGD(params), "b": stepwell.SGD(params[1:])})
+
+
+def test_groups_that_are_put_into_the_list_find_their_optimizer() -> None:
+    model, more = net(), nn.Parameter(torch.ones(2))
+    optimizer = stepwell.Combined(two_alike(model))
+    head = dict(optimizer.param_groups[1])
+    optimizer.param_groups.append({**head, "params": [more], "lr": 0.25})
+    more.grad = torch.ones(2)
+    optimizer.step()
+    assert more.tolist() == pytest.approx([1 - 0.25 * 0.01 - 0.25] * 2)
+    # another list, in another order
+    optimizer.param_groups = [dict(group) for group in reversed(optimizer.param_groups)]
+    optimizer.param_groups[2]["lr"] = 0.0
+    model[0].weight.grad = torch.ones(6, 4)
+    before = model[0].weight.detach().clone()
+    optimizer.step()
+    assert torch.equal(model[0].weight, before)
+    optimizer.param_groups.append({"params": [nn.Parameter(torch.ones(1))], "lr": 0.1})
+    with pytest.raises(ValueError, match="group 3: the key 'optimizer' must say"):
+        optimizer.step()
+
+
+def test_the_state_is_one_mapping(trained: tuple[nn.Module, stepwell.Combined]) -> None:
+    model, optimizer = trained
+    weight, bias = model[0].weight, model[0].bias
+    assert optimizer.state[weight] is optimizer.optimizers["muon"].state[weight]
+    assert optimizer.state[bias] is optimizer.optimizers["adamw"].state[bias]
+    assert {id(key) for key in optimizer.state} == {id(param) for param in model.parameters()}
+    # as Lightning moves the state to a device
+    for param, entry in optimizer.state.items():
+        optimizer.state[param] = {name: value.clone() for name, value in entry.items()}
+    optimizer.state["epoch"] = 7
+    assert optimizer.state_dict()["state"]["epoch"] == 7
+    optimizer.state = {bias: optimizer.state[bias]}
+    assert len(optimizer.state) == 1
+    assert len(optimizer.optimizers["muon"].state) == 0
+    del optimizer.state[bias]
+    assert bias not in optimizer.state
+    assert optimizer.state[bias] == {}
+    assert "adamw" not in optimizer.state
+
+
+# Checkpoints
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_a_load_goes_on_to_the_bit(make: Make) -> None:
+    model, again = net(), net(1)
+    optimizer = stepwell.Combined(make(model))
+    train(model, optimizer)
+    saved = copy.deepcopy(optimizer.state_dict())
+    assert saved["param_groups"][0]["params"][0] == 0
+    again.load_state_dict(model.state_dict())
+    loaded = stepwell.Combined(make(again))
+    groups, first = loaded.param_groups, loaded.param_groups[0]
+    for group in groups:
+        group["lr"] = 0.5
+    loaded.load_state_dict(saved)
+    assert loaded.param_groups is groups
+    assert groups[0] is first
+    train(model, optimizer, start=3)
+    train(again, loaded, start=3)
+    assert same(weights(model), weights(again))
+
+
+def test_names_find_their_optimizer_in_another_order(
+    trained: tuple[nn.Module, stepwell.Combined],
+) -> None:
+    model, optimizer = trained
+    again = net(1)
+    again.load_state_dict(model.state_dict())
+    made = muon_and_adamw(again)
+    loaded = stepwell.Combined(dict(reversed(made.items())))
+    loaded.load_state_dict(optimizer.state_dict())
+    train(model, optimizer, start=3)
+    train(again, loaded, start=3)
+    assert same(weights(model), weights(again))
+
+
+def test_without_names_another_order_is_refused() -> None:
+    shape = [nn.Parameter(torch.ones(2)) for _ in range(2)]
+    one = stepwell.Combined({"a": stepwell.SGD(shape[:1]), "b": stepwell.SGD(shape[1:])})
+    other = stepwell.Combined({"b": stepwell.SGD(shape[:1]), "a": stepwell.SGD(shape[1:])})
+    with pytest.raises(ValueError, match="group 0: was updated by 'a' and would be by 'b'"):
+        other.load_state_dict(one.state_dict())
+
+
+def test_a_parameter_that_changed_its_rule_is_reported(
+    trained: tuple[nn.Module, stepwell.Combined],
+) -> None:
+    _, optimizer = trained
+    again = net(1)
+    hidden, others = muon_split(again)
+    moved = stepwell.Combined({"muon": stepwell.Muon(hidden), "adamw": stepwell.AdamW(others)})
+    assert len(moved.param_groups[0]["params"]) == 2
+    hidden, others = muon_split(again, others="2.weight")
+    moved = stepwell.Combined({"muon": stepwell.Muon(hidden), "adamw": stepwell.AdamW(others)})
+    before = moved.state_dict()
+    with pytest.raises(ValueError, match=r"missing: 2\.weight: (step|exp_avg)"):
+        moved.load_state_dict(optimizer.state_dict())
+    assert moved.state_dict() == before
+
+
+def test_what_raises_in_the_middle_of_a_load_is_undone() -> None:
+    class Refuses(stepwell.SGD):
+        def __setstate__(self, state: dict[str, Any]) -> None:
+            super().__setstate__(state)
+            if self.param_groups[0]["lr"] == 0.125:
+                raise RuntimeError("not this rate")
+
+    def make(lr: float) -> stepwell.Combined:
+        params = [nn.Parameter(torch.ones(2)) for _ in range(2)]
+        for param in params:
+            param.grad = torch.ones(2)
+        parts = {"a": stepwell.Adam(params[:1], lr=lr), "b": Refuses(params[1:], lr=lr)}
+        return stepwell.Combined(parts)
+
+    source, target = make(0.125), make(0.5)
+    source.step()
+    target.step()
+    target.step()
+    before = copy.deepcopy(target.state_dict())
+    with pytest.raises(RuntimeError, match="not this rate"):
+        target.load_state_dict(source.state_dict())
+    assert target.state_dict()["param_groups"] == before["param_groups"]
+    assert_same_state(before, target.state_dict())
+
+
+@pytest.mark.parametrize("make", [muon_and_adamw, with_torch])
+def test_a_checkpoint_goes_on_to_the_bit(make: Make, tmp_path: Path) -> None:
+    path = tmp_path / "training.safetensors"
+    model, again = net(), net(1)
+    optimizer, loaded = (stepwell.Combined(make(each)) for each in (model, again))
+    schedule, other = (stepwell.lr_scheduler.StepLR(each, 1, 0.5) for each in (optimizer, loaded))
+    train(model, optimizer)
+    schedule.step()
+    checkpoint.save(path, model=model, optimizer=optimizer, scheduler=schedule)
+    checkpoint.load(path, model=again, optimizer=loaded, scheduler=other)
+    assert [group["lr"] for group in loaded.param_groups] == schedule.get_last_lr()
+    train(model, optimizer, start=3)
+    train(again, loaded, start=3)
+    assert same(weights(model), weights(again))
+
+
+def test_a_checkpoint_of_other_rules_is_refused(
+    trained: tuple[nn.Module, stepwell.Combined], tmp_path: Path
+) -> None:
+    model, optimizer = trained
+    path = tmp_path / "training.safetensors"
+    checkpoint.save(path, model=model, optimizer=optimizer)
+    hidden, others = muon_split(model, head="4.weight")
+    sgd = stepwell.Combined({"muon": stepwell.Muon(hidden), "adamw": stepwell.SGD(others)})
+    words = r"state of Combined\(muon=Muon, adamw=AdamW\), not Combined\(muon=Muon, adamw=SGD\)"
+    with pytest.raises(checkpoint.CheckpointError, match=words):
+        checkpoint.load(path, optimizer=sgd)
+    with pytest.raises(checkpoint.CheckpointError, match=r"not AdamW"):
+        checkpoint.load(path, optimizer=stepwell.AdamW(model.named_parameters()))
+
+
+def test_a_checkpoint_may_be_without_the_transforms_of_a_part(tmp_path: Path) -> None:
+    path = tmp_path / "training.safetensors"
+    model = net()
+    named = list(model.named_parameters())
+    averaged = stepwell.averaged(stepwell.SGD)
+    parts = {"a": averaged(named[:3], lr=0.1), "b": stepwell.AdamW(named[3:])}
+    optimizer = stepwell.Combined(parts)
+    train(model, optimizer)
+    checkpoint.save(path, optimizer=optimizer)
+    plain = stepwell.Combined(
+        {"a": stepwell.SGD(named[:3], lr=0.1), "b": stepwell.AdamW(named[3:])}
+    )
+    with pytest.raises(checkpoint.CheckpointError, match="of Average"):
+        checkpoint.load(path, optimizer=plain)
+    checkpoint.load(path, optimizer=plain, strict=False)
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "pickle"])
+@pytest.mark.parametrize("make", MAKERS)
+def test_copies_go_on_to_the_bit(make: Make, how: str) -> None:
+    model = net()
+    optimizer = stepwell.Combined(make(model))
+    train(model, optimizer)
+    both = model, optimizer
+    other, copied = copy.deepcopy(both) if how == "deepcopy" else pickle.loads(pickle.dumps(both))
+    assert copied.param_groups[0] is next(iter(copied.optimizers.values())).param_groups[0]
+    train(model, optimizer, start=3)
+    train(other, copied, start=3)
+    assert same(weights(model), weights(other))
+
+
+# Schedules, scalers, averages, hooks
+
+
+def test_one_schedule_drives_all(trained: tuple[nn.Module, stepwell.Combined]) -> None:
+    _, optimizer = trained
+    ours = stepwell.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+    optimizer.step()
+    ours.step()
+    assert [group["lr"] for group in optimizer.param_groups] == [0.01, 0.015, 0.015]
+    theirs = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    optimizer.step()
+    theirs.step()
+    assert [group["lr"] for group in optimizer.param_groups] == [0.005, 0.0075, 0.0075]
+
+
+class Careful(stepwell.Optimizer):
+    """A rule whose rate is a share."""
+
+    lr: Decay = 0.1
+
+    @staticmethod
+    def update(param: Any, grad: Any, state: Any, group: Any) -> Any:
+        """The formula."""
+        return param - group.lr * grad
+
+
+def test_a_schedule_checks_each_rule_by_its_own_range() -> None:
+    params = [nn.Parameter(torch.ones(2, 2)) for _ in range(2)]
+    parts = {"adam": stepwell.Adam(params[:1], lr=0.5), "careful": Careful(params[1:], lr=0.5)}
+    optimizer = stepwell.Combined(parts)
+    schedule = stepwell.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 + step)
+    optimizer.step()
+    # of the two, Adam alone takes a rate of one
+    with pytest.raises(ValueError, match=r"Invalid learning rate: 1\.0 \(Careful"):
+        schedule.step()
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("is_finite", [True, False])
+@pytest.mark.parametrize("fused", [None, True])
+def test_a_grad_scaler_skips_all_or_none(is_finite: bool, fused: bool | None) -> None:
+    params = [nn.Parameter(torch.ones(2, 2)) for _ in range(2)]
+    parts = {
+        "sgd": stepwell.SGD(params[:1], lr=0.5, fused=fused),
+        "adam": stepwell.Adam(params[1:], lr=0.5, fused=fused),
+    }
+    optimizer = stepwell.Combined(parts)
+    assert bool(getattr(optimizer, "_step_supports_amp_scaling", False)) is bool(fused)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    loss = sum(param.sum() for param in params)
+    scaler.scale(loss).backward()
+    if not is_finite:
+        assert params[1].grad is not None
+        params[1].grad[0, 0] = torch.inf
+    scaler.step(optimizer)
+    scaler.update()
+    moved = [param.flatten()[-1].item() for param in params]
+    assert moved == pytest.approx([0.5, 0.5] if is_finite else [1.0, 1.0])
+    assert all("found_inf" not in vars(part) for part in (optimizer, *parts.values()))
+
+
+def test_a_step_that_a_scaler_refuses_moves_nothing() -> None:
+    model = net()
+    optimizer = stepwell.Combined(muon_and_adamw(model) | {})
+    model(torch.ones(1, 4)).square().mean().backward()
+    before = weights(model)
+    optimizer.found_inf, optimizer.grad_scale = torch.tensor(1.0), None
+    optimizer.step()
+    assert same(before, weights(model))
+    assert len(optimizer.state) == 0
+
+
+@pytest.fixture
+def global_calls() -> Iterator[list[Any]]:
+    calls: list[Any] = []
+    handle = register_optimizer_step_post_hook(lambda optimizer, *_: calls.append(optimizer))
+    yield calls
+    handle.remove()
+
+
+def test_hooks_run_once(
+    trained: tuple[nn.Module, stepwell.Combined], global_calls: list[Any]
+) -> None:
+    _, optimizer = trained
+    own, part = [], []
+    optimizer.register_step_post_hook(lambda *_: own.append(1))
+    optimizer.step()
+    assert (len(own), global_calls) == (1, [optimizer])
+    # an optimizer with hooks of its own steps by itself
+    muon = optimizer.optimizers["muon"]
+    muon.register_step_pre_hook(lambda *_: part.append(1))
+    optimizer.step()
+    assert (len(own), len(part)) == (2, 1)
+
+
+def test_averages_of_all_parts() -> None:
+    model = net()
+    params = list(model.parameters())
+    sgd, adamw = map(stepwell.averaged, (stepwell.SGD, stepwell.AdamW))
+    parts = {
+        "sgd": sgd(params[:3], lr=0.1, average_decay=0.5),
+        "adamw": adamw(params[3:], average_decay=0.5),
+    }
+    optimizer = stepwell.Combined(parts)
+    train(model, optimizer)
+    before = weights(model)
+    averages = [optimizer.state[param]["average"].clone() for param in params]
+    with stepwell.averaged_weights(optimizer):
+        assert same(weights(model), averages)
+        with pytest.raises(RuntimeError, match="cannot take a step inside averaged_weights"):
+            optimizer.step()
+    assert same(weights(model), before)
+    mixed = stepwell.Combined({"sgd": parts["sgd"], "muon": stepwell.Muon([params[4]])})
+    with (
+        pytest.raises(TypeError, match="averaged_weights: Muon keeps no averages"),
+        stepwell.averaged_weights(mixed),
+    ):
+        pass
+
+
+def test_nothing_is_kept_alive() -> None:
+    model = net()
+    optimizer = stepwell.Combined(muon_and_adamw(model))
+    train(model, optimizer)
+    refs = [weakref.ref(param) for param in model.parameters()]
+    refs += [weakref.ref(v) for s in optimizer.state.values() for v in s.values()]
+    gc.collect()
+    gc.disable()
+    try:
+        del model, optimizer
+        assert [ref() for ref in refs if ref() is not None] == []
+    finally:
+        gc.enable()
+
+
+# Words
+
+
+def test_what_it_prints(trained: tuple[nn.Module, stepwell.Combined]) -> None:
+    _, optimizer = trained
+    shown = repr(optimizer).splitlines()
+    assert shown[:3] == ["Combined (", "  muon: Muon (", "  Parameter Group 0"]
+    assert "    optimizer: muon" in map(str.rstrip, (line[2:] for line in shown))
+    assert shown[-1] == ")"
+    lines = str(table(optimizer)).splitlines()
+    assert any(line.startswith("Muon (lr=0.02") for line in lines)
+    assert any(line.startswith("AdamW (lr=0.03") for line in lines)
+
+
+PARAM = nn.Parameter(torch.ones(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("optimizers", "error", "message"),
+    [
+        ({}, ValueError, "the dict of optimizers is empty"),
+        ([stepwell.SGD([PARAM])], TypeError, r"must be a dict of optimizers by name.* got list"),
+        ({"a": stepwell.SGD}, TypeError, "'a' must be an optimizer, made with its parameters"),
+        ({0: stepwell.SGD([PARAM])}, TypeError, "names of optimizers must be texts, got 0"),
+        ({"a": stepwell.LBFGS([PARAM])}, TypeError, r"'a' \(LBFGS\) calls its closure many times"),
+        ({"a": torch.optim.LBFGS([PARAM])}, TypeError, "calls its closure many times"),
+        (
+            {"a": stepwell.Combined({"b": stepwell.SGD([PARAM])})},
+            TypeError,
+            "'a' must be an optimizer, made with its parameters, got Combined",
+        ),
+        (
+            {
+                "a": stepwell.SGD([("weight", PARAM)]),
+                "b": stepwell.SGD([nn.Parameter(torch.ones(1))]),
+            },
+            ValueError,
+            "should be with/without names",
+        ),
+    ],
+)
+def test_what_cannot_be_combined(optimizers: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        stepwell.Combined(optimizers)
