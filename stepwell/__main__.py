@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .terminal import printable
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not hasattr(args, "run"):
         parser.print_help()
         return 0
-    status: int = args.run(args)
+    with printable():
+        status: int = args.run(args)
     return status
 
 

@@ -25,7 +25,17 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # The one table of layers: a module imports from rows above its own, and nothing beside itself.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("language", "exact", "extra", "hooks", "matching", "quasi_newton", "sparse", "version"),
+    (
+        "language",
+        "exact",
+        "extra",
+        "hooks",
+        "matching",
+        "quasi_newton",
+        "sparse",
+        "terminal",
+        "version",
+    ),
     ("declaration", "formulas", "hyperparameters", "lr_scheduler"),
     ("cohort",),
     ("native", "param_groups", "state_dict"),

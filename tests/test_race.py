@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
+from math import isnan
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from torch import nn
 
 from stepwell.__main__ import main
 from stepwell.extra import ExtraMissingError, needs_extra
-from stepwell.race import Task, command, machine, picture, runner, table, task
+from stepwell.race import Task, command, machine, picture, progress, runner, table, task
 from stepwell.race.contenders import OURS, RIVAL, Contender, Rule, Schedule, rules
 from stepwell.race.digits import digits
 from stepwell.race.runner import Duel, Plan, Result, Run
@@ -97,6 +99,7 @@ def result(library: str, **changes) -> Result:
         "losses": (1.0, 0.125),
         "test_loss": 0.25,
         "test_accuracy": 0.9875,
+        "first_seconds": 1e-3,
         "step_seconds": 120e-6,
         "state_bytes": 206_960,
     }
@@ -124,7 +127,8 @@ class TestCommand:
         assert f"Picture: {out / 'race.png'}" in said
         assert "blobs, 64 rows to train on and 32 to test" in said
         assert "all 4 runs end in the same bits as without a stop" in said
-        assert "AdamW · stepwell: 6/6 epochs done" in said
+        assert "AdamW · stepwell: epoch 4/4, loss" in said
+        assert "AdamW · stepwell: done" in said
         header = (out / "race.png").read_bytes()[:24]
         assert header.startswith(b"\x89PNG\r\n")
         assert int.from_bytes(header[16:20], "big") > 1000
@@ -245,13 +249,23 @@ class TestTraining:
         run.train_epoch()
         assert len(run.step_seconds) == 3
 
+    def test_the_first_two_steps_are_not_in_the_median(self, blobs):
+        raced = runner.race(blobs, sgd(), Plan(1, 32, 2), silent)  # one step in all
+        assert raced.further_steps == runner.FIRST_STEPS + runner.ENOUGH_STEPS - 1
+        assert len(raced.rival.losses) == len(raced.ours.losses) == 1
+        assert all(result.step_seconds > 0 for result in raced.results)
+
+    def test_a_race_of_enough_steps_takes_no_further_ones(self, blobs):
+        assert runner.race(blobs, sgd(), Plan(22, 32, 2), silent).further_steps == 0
+
     def test_result_holds_what_was_measured(self, blobs):
         run = Run(blobs, Contender(sgd(), RIVAL), PLAN)
         run.train_epoch()
-        run.step_seconds = [3.0, 1.0, 2.0]
+        run.step_seconds = [90.0, 80.0, 3.0, 1.0, 2.0]
         reached = run.result({})
         parameters = sum(p.nbytes for p in run.model.parameters())
         assert reached.state_bytes == parameters
+        assert reached.first_seconds == 170.0
         assert reached.step_seconds == 2.0
         assert reached.losses == tuple(run.losses)
         assert 0 <= reached.test_accuracy <= 1
@@ -335,6 +349,31 @@ class TestNumbersShown:
         assert "1 torch thread," in described
         assert f"torch {torch.__version__}" in described
 
+    def test_the_first_step_stands_apart(self):
+        said = " ".join(printed(*table.verdict([duel(first_seconds=0.14)])).split())
+        assert "first two steps took 1.0 ms with torch.optim and 140.0 ms with stepwell" in said
+        assert "too few steps" not in said
+        said = " ".join(printed(*table.verdict([replace(duel(), further_steps=20)])).split())
+        assert "too few steps to measure the others: 20 further ones were taken" in said
+
+    def test_a_score_that_does_not_exist_is_not_shown(self):
+        cells = table.row(result(OURS, test_accuracy=float("nan")), 1.0)
+        assert cells[1] == "-"
+        ours = result(OURS, test_accuracy=float("nan"), test_loss=0.5)
+        said = printed(*table.verdict([Duel(ours.contender.rule, result(RIVAL), ours, 0.0)]))
+        assert "test losses are at most 0.25 apart" in said
+
+
+@pytest.mark.tiny
+class TestProgress:
+    def test_says_which_epoch_is_trained_again(self):
+        said = [progress._doing(PLAN, done, 0.5) for done in range(1, PLAN.total + 1)]
+        assert said == [
+            *(f"epoch {n}/4, loss 0.5000" for n in (1, 2, 3, 4)),
+            "resume test, epoch 3/4, loss 0.5000",
+            "done",
+        ]
+
 
 @pytest.mark.tiny
 class TestPicture:
@@ -413,6 +452,8 @@ class TestTask:
         assert group["lr"] == 0.5
         assert len(group["params"]) == len(list(model.parameters()))
         output = torch.tensor([[2.0, 1.0], [0.0, 1.0], [0.0, 1.0], [3.0, 1.0]])
+        for values in (torch.ones(4, 1), torch.ones(4)):
+            assert isnan(blobs.accuracy(output, values))
         assert blobs.accuracy(output, torch.tensor([0, 1, 0, 1])) == 0.5
 
 

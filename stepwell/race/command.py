@@ -30,7 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a function that returns a stepwell.race.Task (default: %(default)s)",
     )
     for option, default, words in (
-        ("--epochs", plan.epochs, "passes over the training data"),
+        (
+            "--epochs",
+            plan.epochs,
+            "passes over the training data, half of them once more to test a resume",
+        ),
         ("--batch-size", plan.batch_size, "rows per backward pass"),
         ("--accumulate", plan.accumulate, "backward passes per optimizer step"),
         # a small net gains little from more, and on a busy machine they wait for each other

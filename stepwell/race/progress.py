@@ -21,7 +21,6 @@ def progress(console: Console, contenders: list[Contender], plan: Plan) -> Itera
     bars = Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=14),
-        TextColumn("{task.completed:>2}/{task.total} epochs"),
         TextColumn("{task.fields[doing]}"),
         console=console,
         # a thread that redraws would disturb the times that are measured
@@ -42,8 +41,7 @@ def progress(console: Console, contenders: list[Contender], plan: Plan) -> Itera
 def _lines(console: Console, plan: Plan) -> Report:
     def report(contender: Contender, done: int, loss: float) -> None:
         if done in (plan.half, plan.epochs, plan.total):
-            what = f"{done}/{plan.total} epochs {_doing(plan, done, loss)}"
-            console.print(f"{contender.title}: {what}")
+            console.print(f"{contender.title}: {_doing(plan, done, loss)}")
 
     return report
 
@@ -51,4 +49,7 @@ def _lines(console: Console, plan: Plan) -> Report:
 def _doing(plan: Plan, done: int, loss: float) -> str:
     if done == plan.total:
         return "done"
-    return f"{'training' if done <= plan.epochs else 'resumed'}, loss {loss:.4f}"
+    if done <= plan.epochs:
+        return f"epoch {done}/{plan.epochs}, loss {loss:.4f}"
+    again = plan.half + done - plan.epochs
+    return f"resume test, epoch {again}/{plan.epochs}, loss {loss:.4f}"

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -20,6 +20,12 @@ from torch import Tensor, nn
 
 from .contenders import OURS, RIVAL, Contender, Rule
 from .task import Task, TaskError
+
+# Their times stand apart from those of all others: they make the state and compile, momentum in the
+# second step once more, since it finds its buffer only then.
+FIRST_STEPS = 2
+# Fewer say little about a median.
+ENOUGH_STEPS = 20
 
 Report = Callable[[Contender, int, float], None]
 """Called after every epoch: who, how many epochs it has done in all, the mean loss."""
@@ -61,7 +67,8 @@ class Result:
         losses: the mean training loss of every epoch
         test_loss: over all test rows, after the last epoch
         test_accuracy: likewise, from 0 to 1
-        step_seconds: the median duration of `optimizer.step()`
+        first_seconds: the duration of the first two steps together, which make state and compile
+        step_seconds: the median duration of the steps after the first two
         state_bytes: the size of the tensors in the optimizer's state
         unequal_after_resume: the parameters and buffers that differ in any bit when the run
             resumes half way, with their largest difference; empty if the run is exact
@@ -71,6 +78,7 @@ class Result:
     losses: tuple[float, ...]
     test_loss: float
     test_accuracy: float
+    first_seconds: float
     step_seconds: float
     state_bytes: int
     unequal_after_resume: Mapping[str, float] = field(default_factory=dict)
@@ -85,12 +93,14 @@ class Duel:
         rival: what torch.optim reached
         ours: what stepwell reached
         distance: the largest difference between the two trained models' parameters
+        further_steps: how many steps were taken after the training, only to measure them
     """
 
     rule: Rule
     rival: Result
     ours: Result
     distance: float
+    further_steps: int = 0
 
     @property
     def results(self) -> tuple[Result, Result]:
@@ -163,10 +173,20 @@ class Run:
             losses=tuple(self.losses),
             test_loss=self.task.loss(output, targets).item(),
             test_accuracy=self.task.accuracy(output, targets),
-            step_seconds=statistics.median(self.step_seconds),
+            first_seconds=self.first_seconds(),
+            step_seconds=self.steady_seconds(),
             state_bytes=_state_bytes(self.optimizer),
             unequal_after_resume=unequal_after_resume,
         )
+
+    def first_seconds(self) -> float:
+        """The duration of the first steps together."""
+        return sum(self.step_seconds[:FIRST_STEPS])
+
+    def steady_seconds(self) -> float:
+        """The median duration of the steps after the first ones; NaN if there are none."""
+        steady = self.step_seconds[FIRST_STEPS:]
+        return statistics.median(steady) if steady else float("nan")
 
     def save(self, path: Path) -> None:
         """Write everything that a later run needs to go on from here."""
@@ -206,8 +226,14 @@ def race(task: Task, rule: Rule, plan: Plan, report: Report) -> Duel:
             unequal_after_resume(run, path, report)
             for run, path in zip(runs, checkpoints, strict=True)
         ]
-    distances = differences(rival.model, ours.model)
-    return Duel(rule, rival.result(unequal[0]), ours.result(unequal[1]), max(distances.values()))
+    distance = max(differences(rival.model, ours.model).values())
+    results = [run.result(differs) for run, differs in zip(runs, unequal, strict=True)]
+    further_steps = _measure_further(runs)
+    rival_result, our_result = (
+        replace(result, first_seconds=run.first_seconds(), step_seconds=run.steady_seconds())
+        for result, run in zip(results, runs, strict=True)
+    )
+    return Duel(rule, rival_result, our_result, distance, further_steps)
 
 
 def unequal_after_resume(run: Run, checkpoint: Path, report: Report) -> dict[str, float]:
@@ -239,6 +265,14 @@ def _train(runs: list[Run], epochs: int, report: Report) -> None:
         # whoever goes second finds the caches warm
         for run in runs if epoch % 2 == 0 else reversed(runs):
             report(run.contender, epoch + 1, run.train_epoch())
+
+
+def _measure_further(runs: list[Run]) -> int:
+    """Train on until there are enough steps to measure, and return how many that took."""
+    before = len(runs[0].step_seconds)
+    while len(runs[0].step_seconds) < FIRST_STEPS + ENOUGH_STEPS:
+        _train(runs, runs[0].epoch + 1, lambda contender, done, loss: None)
+    return len(runs[0].step_seconds) - before
 
 
 def _check_rows(task: Task, plan: Plan) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from math import isnan
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from .contenders import OURS, RIVAL
 from .runner import Duel, Result
 from .task import Task
 
@@ -28,7 +30,8 @@ def table(task: Task, duels: Iterable[Duel]) -> Table:
         title=f"{task.name}, {rows:,} rows to train on and {test_rows:,} to test",
         title_justify="left",
         title_style="bold",
-        caption="µs per step: median of optimizer.step(), both libraries with their defaults",
+        caption="µs per step: median of optimizer.step() after the first two steps,\n"
+        "both libraries with their defaults",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         show_edge=False,
@@ -50,7 +53,7 @@ def row(result: Result, times_as_fast: float) -> list[str]:
     """The cells of one contender, from its library on."""
     return [
         result.contender.library,
-        f"{result.test_accuracy:.2%}",
+        "-" if isnan(result.test_accuracy) else f"{result.test_accuracy:.2%}",
         f"{result.test_loss:.4f}",
         f"{result.losses[-1]:.4f}",
         f"{result.step_seconds * 1e6:,.1f}",
@@ -60,12 +63,12 @@ def row(result: Result, times_as_fast: float) -> list[str]:
 
 
 def verdict(duels: Sequence[Duel]) -> list[Text]:
-    """What the numbers say, one line each; the resumed runs come last."""
+    """Say what the numbers mean, one line each; the resumed runs come last."""
     apart = [
         Text(f"{duel.rule.title}: the trained parameters are at most {duel.distance:.2g} apart.")
         for duel in duels
     ]
-    return [_agreement(duels), *apart, *_resumed(duels)]
+    return [_agreement(duels), *apart, *map(_first_step, duels), *_resumed(duels)]
 
 
 def failures(duels: Iterable[Duel]) -> list[Result]:
@@ -73,8 +76,27 @@ def failures(duels: Iterable[Duel]) -> list[Result]:
     return [result for duel in duels for result in duel.results if result.unequal_after_resume]
 
 
+def _first_step(duel: Duel) -> Text:
+    rival, ours = (result.first_seconds * 1e3 for result in duel.results)
+    said = (
+        f"{duel.rule.title}: the first two steps took {rival:,.1f} ms with {RIVAL} and "
+        f"{ours:,.1f} ms with {OURS}, which compiles in them."
+    )
+    if duel.further_steps:
+        said += (
+            " The training has too few steps to measure the others: "
+            f"{duel.further_steps} further ones were taken for it."
+        )
+    return Text(said)
+
+
 def _agreement(duels: Sequence[Duel]) -> Text:
     apart = max(abs(duel.rival.test_accuracy - duel.ours.test_accuracy) for duel in duels)
+    if isnan(apart):
+        apart = max(abs(duel.rival.test_loss - duel.ours.test_loss) for duel in duels)
+        return Text(
+            f"Both libraries run the same arithmetic: test losses are at most {apart:.2g} apart."
+        )
     if apart == 0:
         return Text("Both libraries run the same arithmetic, so they reach the same accuracy.")
     return Text(

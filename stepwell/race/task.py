@@ -25,8 +25,11 @@ def one_group(model: nn.Module, lr: float) -> ParamGroups:
 
 
 def share_correct(output: Tensor, target: Tensor) -> float:
-    """The share of rows whose largest output is the target's class."""
-    return (output.argmax(dim=1) == target).double().mean().item()
+    """Return the share of rows whose largest output is the target; NaN if that is no class."""
+    chosen = output.argmax(dim=1) if output.dim() > 1 else output
+    if target.is_floating_point() or chosen.shape != target.shape:
+        return float("nan")
+    return (chosen == target).double().mean().item()
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Task:
         train: inputs and targets to learn from, one row each
         test: inputs and targets to be judged by
         loss: (output, target) -> the mean loss of the rows, a scalar Tensor
-        accuracy: (output, target) -> the score shown, from 0 to 1
+        accuracy: (output, target) -> the score shown, from 0 to 1, or NaN if there is none
         groups: (model, lr) -> parameter groups, for rates that differ within the model
         rates: the `lr` of an optimizer by the name of its class, where the default does not suit
     """
