@@ -80,6 +80,10 @@ def test_defaults_and_attributes_are_torchs():
     assert [group["initial_lr"] for group in ours.optimizer.param_groups] == [0.3, 0.1]
 
 
+def test_importing_all_of_it_brings_torchs_names():
+    assert set(lr_scheduler.__all__) == set(torch_schedulers.__all__)
+
+
 def test_a_rate_changed_by_hand_stays_changed():
     torchs, ours = both(0.3, 0.2, step_size=3, gamma=0.5)
     for step in range(20):

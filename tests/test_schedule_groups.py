@@ -96,6 +96,19 @@ def test_a_floor_for_each_group_of_a_plateau_is_no_obstacle():
     assert scheduler.get_last_lr() == [0.9, 0.4]
 
 
+def test_a_plateau_takes_the_step_that_frameworks_give_to_all_schedules():
+    with pytest.raises(TypeError, match="last_epoch"):
+        torch_schedulers.ReduceLROnPlateau(optimizer(1.0), last_epoch=-1)
+    for taken in (-1, 4):
+        scheduler = lr_scheduler.ReduceLROnPlateau(optimizer(1.0), patience=0, last_epoch=taken)
+        assert scheduler.last_epoch == taken + 1
+        for _ in range(2):
+            scheduler.step(1.0)
+        assert (scheduler.last_epoch, scheduler.get_last_lr()) == (taken + 3, [0.1])
+    with pytest.raises(ValueError, match=r"last_epoch value: -2.*ReduceLROnPlateau"):
+        lr_scheduler.ReduceLROnPlateau(optimizer(1.0), last_epoch=-2)
+
+
 def test_the_state_of_a_schedule_alone_brings_its_rates():
     rates = []
     for module in (torch_schedulers, lr_scheduler):

@@ -41,3 +41,23 @@ from .scheduler import _LRScheduler as _LRScheduler
 from .sequentiallr import SequentialLR as SequentialLR
 from .steplr import StepLR as StepLR
 from .swalr import SWALR as SWALR
+
+# torch's names alone: code written for torch that imports all of them gets no `step` or `linear`
+__all__ = [
+    "ChainedScheduler",
+    "ConstantLR",
+    "CosineAnnealingLR",
+    "CosineAnnealingWarmRestarts",
+    "CyclicLR",
+    "ExponentialLR",
+    "LRScheduler",
+    "LambdaLR",
+    "LinearLR",
+    "MultiStepLR",
+    "MultiplicativeLR",
+    "OneCycleLR",
+    "PolynomialLR",
+    "ReduceLROnPlateau",
+    "SequentialLR",
+    "StepLR",
+]

@@ -38,7 +38,7 @@ class ChainedScheduler(Composite):
         owner = type(self).__name__
         optimizer = common_optimizer(schedulers, optimizer, owner, " to be chained")
         watch(optimizer)
-        self._schedulers = schedulers
+        self._schedulers = list(schedulers)
         self.optimizer = optimizer
         self._last_lr = self._rates_now()
 

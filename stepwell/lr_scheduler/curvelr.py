@@ -47,10 +47,10 @@ class CurveLR(LRScheduler):
 
     fields: ClassVar[tuple[Field, ...]] = ()
     chains: ClassVar[bool] = True
-    unsaved = LRScheduler.unsaved | {"_stands"}
+    unsaved = LRScheduler.unsaved | {"_stands", "_closed"}
 
     _stands: tuple[Any, ...] | None = None
-    _last_lr: list[Number] = []  # noqa: RUF012
+    _closed: list[Number] | None = None
 
     @property
     def curve(self) -> Curve:
@@ -75,10 +75,18 @@ class CurveLR(LRScheduler):
             return along(self.base_lrs, floors, curve(step))
         held = read(self.optimizer.param_groups, "lr")
         if self._is_untouched(held, (curve, list(self.base_lrs), floors, step)):
-            return Floats(along(self.base_lrs, floors, curve(step)))
+            self._closed = along(self.base_lrs, floors, curve(step))
+            return self._closed
         before = curve(step - 1) if step > 0 else 1.0
         move = resumed if self._is_initial and step > 0 else moved
-        return move(held, self.base_lrs, floors, before, curve(step))
+        rates = move(held, self.base_lrs, floors, before, curve(step))
+        if type(rates) is Floats:
+            rates = self._closed = list(rates)
+        return rates
+
+    def _next_values(self) -> dict[str, list[Number]]:
+        rates = self.get_lr()
+        return {"lr": Floats(rates) if rates is self._closed else rates}
 
     def _is_untouched(self, held: list[Any], stands: tuple[Any, ...]) -> bool:
         """Whether the closed form was written one step ago, and nothing has changed since.
@@ -87,7 +95,8 @@ class CurveLR(LRScheduler):
         """
         stood, self._stands = self._stands, stands
         return (
-            type(self._last_lr) is Floats
+            self._written is not None
+            and self._written is self._last_lr
             and held == self._last_lr
             and stood is not None
             and stood == (*stands[:-1], stands[-1] - 1)
@@ -135,7 +144,7 @@ def moved(
     closed = along(bases, floors, after)
     # a look at the numbers of Tensors would wait for an accelerator
     if not holds_tensors(held) and held == expected:
-        return Floats(closed)
+        return closed if holds_tensors(closed) else Floats(closed)
     chained = [
         _chained(rate, base, floor, before, after)
         for rate, base, floor in zip(held, bases, floors or [0.0] * len(bases), strict=True)
@@ -174,7 +183,7 @@ def _chained(rate: Number, base: Number, floor: Number, before: float, after: fl
 def _is_near(rate: Number, expected: Number, base: Number) -> Any:
     """Whether the rate is what was expected: as a flag on the device for a Tensor."""
     if isinstance(rate, Tensor):
-        expected = torch.as_tensor(expected).to(rate)
+        expected = torch.as_tensor(expected, dtype=rate.dtype, device=rate.device)
         return torch.isclose(rate, expected, rtol=DRIFT_TENSOR, atol=0.0)
     return math.isclose(rate, expected, rel_tol=DRIFT, abs_tol=1e-12 * abs(float(base)))
 

@@ -15,6 +15,7 @@ from .functions import attributes_of, require_object
 from .hyperparameters import Number, write
 from .momentum import MomentumCycle
 from .scheduler import per_group, require_optimizer
+from .watch import copied
 
 RATES = tuple(Field(name, None, "number", Range(0)) for name in ("base_lr", "max_lr"))
 SIZES = (
@@ -120,8 +121,8 @@ class CyclicLR(MomentumCycle):
         write(groups, values)
         if self.cycle_momentum:
             for index, group in enumerate(groups):
-                group["max_momentum"] = self.max_momentums[index]
-                group["base_momentum"] = self.base_momentums[index]
+                group["max_momentum"] = copied(self.max_momentums[index])
+                group["base_momentum"] = copied(self.base_momentums[index])
 
     def scale_fn(self, x: float) -> float:
         """How high the peak of a cycle is, given its number or the step."""

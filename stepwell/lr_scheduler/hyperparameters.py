@@ -19,9 +19,11 @@ import torch
 from torch import Tensor
 
 from ..language.fields import near_miss
+from .watch import copied
 
 Groups = Sequence[dict[str, Any]]
 Number = float | Tensor
+PLAIN = {float, int}
 
 
 @lru_cache
@@ -39,11 +41,16 @@ def read(groups: Groups, name: str) -> list[Any]:
 
 
 class Floats(list[Number]):
-    """Plain numbers for groups that hold plain numbers too: nobody has to look again."""
+    """Plain floats for groups that hold plain numbers too: no further look is necessary.
+
+    They go from a schedule to `write`, never to a user: a file may hold no such class.
+    """
 
 
 def write(groups: Groups, values: Mapping[str, Sequence[Number]]) -> dict[str, Sequence[Any]]:
     """Give each group its value of each hyperparameter; a Tensor is filled in place.
+
+    Tensors among the values are copied, so that no group holds one that others hold.
 
     Returns:
         what the groups hold now under each key, where they hold no Tensors of their own
@@ -69,6 +76,8 @@ def _prepared(
     if len(values) != len(groups) or not groups:
         raise ValueError(f"{name}: got {len(values)} values for {len(groups)} groups")
     key, index = _split(name)
+    if type(values) is not Floats and not PLAIN.issuperset(map(type, values)):
+        values = list(map(copied, values))
     whole: Sequence[Any] = values
     if index is not None:
         tuples = _with_item(made.get(key) or read(groups, key), index, values)
@@ -90,6 +99,9 @@ def _with_item(
 ) -> list[tuple[Number, ...]] | None:
     """Tuples in which one item is replaced, as in betas; None if that item is a Tensor."""
     first, count = held[0], len(held)
+    if holds_tensors(values) and not holds_tensors([items[index] for items in held]):
+        # either all items of a tuple are Tensors or none
+        values = [value.item() if isinstance(value, Tensor) else value for value in values]
     if type(first[index]) is float and held.count(first) == values.count(values[0]) == count:
         # all groups are alike, as they mostly are
         return [(*first[:index], values[0], *first[index + 1 :])] * count

@@ -13,6 +13,7 @@ from .curves.one_cycle import SHAPES, ends, phase
 from .hyperparameters import Number, read, write
 from .momentum import MomentumCycle, join
 from .scheduler import per_group, require_optimizer, require_positive_integer, require_shape
+from .watch import copied
 
 RATE = Field("max_lr", None, "number", Range(0))
 FIELDS = (
@@ -114,7 +115,7 @@ class OneCycleLR(MomentumCycle):
             write(groups, {self._names()[1]: self._given["max_momentum"]})
         for key, values in self._given.items():
             for group, value in zip(groups, values, strict=True):
-                group[key] = value
+                group[key] = copied(value)
 
     def _values_at(self, step: int) -> dict[str, list[Number]]:
         if step > self.total_steps:

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau as TorchReduceLROnPlateau
 
 from ..language.fields import Field, Range
 from .hyperparameters import Number, read, write
-from .scheduler import LRScheduler, require_epoch, require_optimizer
+from .scheduler import LAST_EPOCH, LRScheduler, require_epoch, require_optimizer
 from .watch import copied, move_on, watch
 
 FIELDS = (
@@ -46,6 +46,7 @@ class ReduceLROnPlateau(LRScheduler, TorchReduceLROnPlateau):
         cooldown: how many steps after a change are not counted
         min_lr: the lowest rate, or a list of one per group; that of a group that joins is 0
         eps: the smallest change that is made
+        last_epoch: the last step already taken, which is counted on from; the rates stay
 
     >>> weight = torch.nn.Parameter(torch.ones(1))
     >>> optimizer = torch.optim.SGD([weight], lr=1.0)
@@ -67,6 +68,8 @@ class ReduceLROnPlateau(LRScheduler, TorchReduceLROnPlateau):
         cooldown: int = 0,
         min_lr: list[float] | float = 0,
         eps: float = 1e-8,
+        *,
+        last_epoch: int = -1,
     ) -> None:
         self._check_arguments(
             {
@@ -80,6 +83,7 @@ class ReduceLROnPlateau(LRScheduler, TorchReduceLROnPlateau):
             }
         )
         require_optimizer(optimizer, type(self).__name__)
+        LAST_EPOCH.check(last_epoch, type(self).__name__)
         watch(optimizer)
         self.factor = factor
         self.optimizer = optimizer
@@ -87,7 +91,7 @@ class ReduceLROnPlateau(LRScheduler, TorchReduceLROnPlateau):
         self.patience = patience
         self.cooldown = cooldown
         self.eps = eps
-        self.last_epoch = 0
+        self.last_epoch = copied(last_epoch) + 1
         self._last_lr = [copied(rate) for rate in read(optimizer.param_groups, "lr")]
         self.mode = mode
         self.threshold = threshold
@@ -104,8 +108,8 @@ class ReduceLROnPlateau(LRScheduler, TorchReduceLROnPlateau):
                 f"expected {len(groups)} min_lrs, got {len(floors)} ({owner}: give one number for "
                 "all groups, or a list of one per group)"
             )
-        self.default_min_lr = None if listed else MIN_LR.check(min_lr, owner)
-        self.min_lrs = [MIN_LR.check(floor, owner) for floor in floors]
+        self.default_min_lr = None if listed else copied(MIN_LR.check(min_lr, owner))
+        self.min_lrs = [copied(MIN_LR.check(floor, owner)) for floor in floors]
 
     def _reset(self) -> None:
         self.best = self.mode_worse

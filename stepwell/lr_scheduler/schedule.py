@@ -13,7 +13,7 @@ from .curvelr import moved, resumed
 from .curves import Curve
 from .hyperparameters import Number, read, require
 from .scheduler import LRScheduler, require_optimizer
-from .watch import copied
+from .watch import copied, snapshot
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,9 @@ class Schedule(LRScheduler):
         owner = type(self).__name__
         require_optimizer(optimizer, owner)
         given = {"lr": lr, **hyperparameters}
-        self.drivers = {name: driver for name, driver in given.items() if driver is not None}
+        self.drivers = {
+            name: snapshot(driver) for name, driver in given.items() if driver is not None
+        }
         for name, driver in self.drivers.items():
             _check_driver(driver, optimizer.param_groups, f"{owner}: {name}")
             require(optimizer.param_groups, name, owner)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import EPOCH_DEPRECATION_WARNING
@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler as TorchLRScheduler
 
 from ..language.fields import Field, Range
 from .hyperparameters import Floats, Number, holds_tensors, read, write
-from .watch import check_order, copied, loaded_groups, loads, move_on, watch
+from .watch import check_order, copied, loaded_groups, loads, move_on, snapshot, watch
 
 LAST_EPOCH = Field("last_epoch", -1, "integer", Range(-1))
 GET_LR = "To get the last learning rate computed by the scheduler, please use `get_last_lr()`."
@@ -41,14 +41,18 @@ class LRScheduler(TorchLRScheduler):
         KeyError: `last_epoch` resumes a schedule, but a group does not know its `initial_lr`
     """
 
-    unsaved: ClassVar[frozenset[str]] = frozenset({"optimizer", "_loads_seen"})
+    unsaved: ClassVar[frozenset[str]] = frozenset({"optimizer", "_loads_seen", "_written"})
     # arguments that its constructor writes into the groups, with which they are saved and loaded
     kept_in_groups: ClassVar[tuple[str, ...]] = ()
+
+    _written: list[Number] | None = None
 
     def __init__(self, optimizer: Optimizer, last_epoch: int = -1) -> None:
         owner = type(self).__name__
         require_optimizer(optimizer, owner)
         LAST_EPOCH.check(last_epoch, owner)
+        last_epoch = copied(last_epoch)
+        vars(self).update({name: copied(value) for name, value in vars(self).items()})
         self._check_arguments(vars(self))
         if last_epoch >= 0:
             _require_initial_rates(optimizer, owner)
@@ -151,12 +155,16 @@ class LRScheduler(TorchLRScheduler):
 
     def _write(self, values: Mapping[str, Sequence[Number]]) -> None:
         written = write(self.optimizer.param_groups, values).get("lr")
-        is_plain = type(written) is Floats or (written and not holds_tensors(written))
-        self._last_lr = cast("list[Number]", written) if is_plain else self._rates_now()
+        if type(written) is Floats:
+            # by the closed form: the next step need not look at each of them
+            self._last_lr = self._written = list(written)
+        elif written and not holds_tensors(written):
+            self._last_lr = list(written)
+        else:
+            self._last_lr = self._rates_now()
 
     def _rates_now(self) -> list[Number]:
-        rates = read(self.optimizer.param_groups, "lr")
-        return [copied(rate) for rate in rates] if holds_tensors(rates) else rates
+        return list(map(copied, read(self.optimizer.param_groups, "lr")))
 
     def _warn_outside_of_step(self) -> None:
         if not self._get_lr_called_within_step:
@@ -213,9 +221,7 @@ class LRScheduler(TorchLRScheduler):
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the optimizer, in torch's layout."""
-        state = {key: value for key, value in vars(self).items() if key not in self.unsaved}
-        # as a plain list, which any loader takes
-        return state if "_last_lr" not in state else {**state, "_last_lr": list(self._last_lr)}
+        return {k: snapshot(value) for k, value in vars(self).items() if k not in self.unsaved}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over what `state_dict` of this class, or of torch's class of this name, returned.

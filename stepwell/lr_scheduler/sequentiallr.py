@@ -12,7 +12,7 @@ from .curves.composition import active
 from .curves.multi_step import ascending
 from .hyperparameters import Number, write
 from .scheduler import LAST_EPOCH
-from .watch import watch
+from .watch import copied, watch
 
 
 class SequentialLR(Composite):
@@ -46,8 +46,8 @@ class SequentialLR(Composite):
         _check_milestones(milestones, len(schedulers), owner)
         LAST_EPOCH.check(last_epoch, owner)
         watch(optimizer)
-        self._schedulers = schedulers
-        self._milestones = milestones
+        self._schedulers = list(schedulers)
+        self._milestones = [copied(milestone) for milestone in milestones]
         self.optimizer = optimizer
         self.last_epoch = last_epoch + 1
         if last_epoch == -1:
@@ -72,7 +72,7 @@ class SequentialLR(Composite):
         else:
             part.step()
         self.last_epoch += 1
-        self._last_lr = part.get_last_lr()
+        self._last_lr = list(part.get_last_lr())
 
     def _initial_step(self) -> None:
         self._start_anew()

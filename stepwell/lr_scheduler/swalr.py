@@ -11,9 +11,9 @@ from ..language.fields import Field, Range
 from .curvelr import CurveLR, remade
 from .curves import Curve, constant, cosine, linear
 from .curves.one_cycle import SHAPES
-from .hyperparameters import Number
+from .hyperparameters import Number, holds_tensors, read
 from .scheduler import per_group, require_optimizer, require_shape
-from .watch import watch
+from .watch import copied, watch
 
 SWA_LR = Field("swa_lr", None, "number", Range(0))
 
@@ -57,7 +57,7 @@ class SWALR(CurveLR):
         rates = [
             SWA_LR.check(rate, owner) for rate in per_group(swa_lr, optimizer, "swa_lr", owner)
         ]
-        self.anneal_epochs = anneal_epochs
+        self.anneal_epochs = copied(anneal_epochs)
         self._anneal_strategy = anneal_strategy
         self._check_arguments(vars(self))
         # before anything is written, since what was loaded has to be remembered
@@ -88,11 +88,12 @@ class SWALR(CurveLR):
         return super().get_lr()
 
     def _floors(self) -> Sequence[Number]:
-        return [group["swa_lr"] for group in self.optimizer.param_groups]
+        floors = read(self.optimizer.param_groups, "swa_lr")
+        return list(map(copied, floors)) if holds_tensors(floors) else floors
 
     def _join(self, group: dict[str, Any]) -> None:
         super()._join(group)
-        group.setdefault("swa_lr", self.optimizer.param_groups[0]["swa_lr"])
+        group.setdefault("swa_lr", copied(self.optimizer.param_groups[0]["swa_lr"]))
 
     def _check_arguments(self, state: Mapping[str, Any]) -> None:
         owner = type(self).__name__

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -135,8 +137,23 @@ def _copy_groups(optimizer: Optimizer) -> list[dict[str, Any]]:
 
 
 def copied(value: Any) -> Any:
-    """The value, or a copy of a Tensor, of which others may hold on to the original."""
-    return value.detach().clone() if isinstance(value, Tensor) else value
+    """Return the value as a schedule may keep it: a copy of a Tensor, a plain number of NumPy's.
+
+    Others may hold on to a Tensor, and a file that may hold no code has no scalars of NumPy.
+    """
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def snapshot(value: Any) -> Any:
+    """Return a copy that later changes of lists, dicts and Tensors do not reach."""
+    kind = type(value)
+    if kind in (list, tuple):
+        return kind(map(snapshot, value))
+    if kind in (dict, Counter):
+        return kind({key: snapshot(item) for key, item in value.items()})
+    return copied(value)
 
 
 def _mark_stepped(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
