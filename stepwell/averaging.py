@@ -24,13 +24,14 @@ from .cohort import PLAIN_TYPES, has_gaps_or_overlaps
 from .composing import compose
 from .language import Average
 from .optimizer import Optimizer
+from .wrapped import inner_optimizer
 
 __all__ = ["averaged", "averaged_weights"]
 
 CHUNK = 1 << 20
 """How many elements change places at a time."""
 
-_inside: WeakSet[Optimizer] = WeakSet()
+_inside: WeakSet[Any] = WeakSet()
 
 
 def averaged(rule: type[Optimizer]) -> type[Optimizer]:
@@ -88,6 +89,7 @@ def averaged_weights(
         RuntimeError: inside, for what would work with the wrong weights: steps, and state dicts
             of the optimizer; at the end, if parameters were changed inside
     """
+    optimizer = inner_optimizer(optimizer, "averaged_weights")
     _check(optimizer)
     with ExitStack() as stack:
         if model is not None:

@@ -35,6 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "sparse",
         "terminal",
         "version",
+        "wrapped",
     ),
     ("declaration", "formulas", "hyperparameters", "lr_scheduler"),
     ("cohort",),

@@ -15,6 +15,7 @@ from ..groups.naming import unwrapped
 from ..matching import LoadReport, Match, match, shown
 from ..optimizer import Optimizer
 from ..state_dict import Loading, Policy
+from ..wrapped import inner_optimizer, inner_scheduler
 from . import schedules, states
 from .contents import check_module, named, rule_of
 from .header import CheckpointError
@@ -83,7 +84,11 @@ def load(
         ValueError: a parameter of the optimizer has no name, or one that is there twice
         OSError: it cannot be read
     """
-    _check_kinds(optimizer, model, averaged)
+    if optimizer is not None:
+        optimizer = _checked_optimizer(optimizer)
+    for what, module in (("model", model), ("averaged", averaged)):
+        if module is not None:
+            check_module(module, f"load: {what}")
     rules, policy = checked_rename(rename), Policy(dtype, "load")
     with ExitStack() as stack:
         if torch.is_inference_mode_enabled():
@@ -109,16 +114,15 @@ def load(
         return Loaded(plan.report, extra)
 
 
-def _check_kinds(optimizer: Any, model: Any, averaged: Any) -> None:
-    if optimizer is not None and not isinstance(optimizer, Optimizer):
+def _checked_optimizer(optimizer: Any) -> Optimizer:
+    inner = inner_optimizer(optimizer, "load")
+    if not isinstance(inner, Optimizer):
         raise TypeError(
-            f"load: optimizer must be one of stepwell, got {type(optimizer).__module__}."
-            f"{type(optimizer).__name__}; `python -m stepwell checkpoint convert` makes files for "
+            f"load: optimizer must be one of stepwell, got {type(inner).__module__}."
+            f"{type(inner).__name__}; `python -m stepwell checkpoint convert` makes files for "
             "torch.optim"
         )
-    for what, module in (("model", model), ("averaged", averaged)):
-        if module is not None:
-            check_module(module, f"load: {what}")
+    return inner
 
 
 class _Plan:
@@ -219,9 +223,11 @@ class _Plan:
         return [*own, *ties(self._file.description.get("model"), self._rename)]
 
     def _take_scheduler(self, scheduler: Any, model: Any) -> LoadReport:
+        wrapper, scheduler = scheduler, inner_scheduler(scheduler)
         state, own = self.whole("scheduler"), scheduler.state_dict()
         saved, kind = self._file.description.get("scheduler_class"), schedules.class_of(scheduler)
-        if saved not in (None, kind):
+        # earlier versions saved wrappers
+        if saved not in (None, kind, type(wrapper).__name__):
             words = f"scheduler: the file has state of {saved}, not {kind}"
             return LoadReport(mismatched=(words,))
         matched = self._matched_groups(getattr(scheduler, "optimizer", None), model)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..wrapped import inner_optimizer, inner_scheduler
 from .contents import describe
 from .folder import check_keep, prune
 from .pieces import check_system, synchronize
@@ -42,10 +43,11 @@ def save(
 
     Args:
         path: the file
-        optimizer: its groups and state; parameters are known by name, its own or the model's
+        optimizer: its groups and state; parameters are known by name, its own or the model's. Of a
+            wrapper, as accelerate's and Lightning's, what is inside
         model: its state dict, under the names of the module inside of DistributedDataParallel and
             torch.compile
-        scheduler: its state dict
+        scheduler: its state dict, or that of the schedule inside of a wrapper
         averaged: a `swa_utils.AveragedModel`, say
         extra: numbers, texts, None, tensors, and lists, tuples and dicts of them
         with_random_state: save the states of all random number generators
@@ -72,6 +74,9 @@ def save(
         check_keep(path, keep)
     packer = Packer()
     randomness = random_state() if with_random_state else None
+    if optimizer is not None:
+        optimizer = inner_optimizer(optimizer, "save")
+    scheduler = inner_scheduler(scheduler)
     description = describe(packer, optimizer, model, scheduler, averaged, extra, randomness)
     synchronize(packer.tensors.values())
     writing = Writing(path, packer.tensors, description, keep)

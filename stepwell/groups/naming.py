@@ -26,8 +26,9 @@ __all__ = [
 
 Group = dict[str, Any]
 
-# the attributes under which torch.compile, FSDP and activation checkpointing keep a module
-INNER = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+# the attributes under which torch.compile, FSDP, activation checkpointing and Lightning's Fabric
+# keep a module
+INNER = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
 PARALLEL = (DistributedDataParallel, nn.DataParallel)
 
 
