@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections import OrderedDict
 from typing import Any
 
 import pytest
@@ -179,3 +180,50 @@ def torchs(held: Any) -> dict[str, Any]:
 def test_what_was_loaded_wins_over_what_torchs_constructors_write(case, stop, order, library):
     """They write before any schedule of ours can look."""
     check(case, stop, order, library, by_hand=False)
+
+
+class Around(torch.optim.Optimizer):
+    """A wrapper that never calls Optimizer's constructor, as those of other libraries."""
+
+    def __init__(self, held: Any) -> None:
+        self.held, self.defaults, self.state = held, held.defaults, held.state
+
+    @property
+    def param_groups(self) -> Any:
+        return self.held.param_groups
+
+    def step(self, closure: Any = None) -> Any:
+        return self.held.step(closure)
+
+    def state_dict(self) -> Any:
+        return self.held.state_dict()
+
+    def load_state_dict(self, state_dict: Any) -> None:
+        self.held.load_state_dict(state_dict)
+
+
+class WithStepHooks(Around):
+    def __init__(self, held: Any) -> None:
+        super().__init__(held)
+        self._optimizer_step_pre_hooks = OrderedDict()
+        self._optimizer_step_post_hooks = OrderedDict()
+
+
+class Forwarding(WithStepHooks):
+    """Its hooks of loading are those of the optimizer inside."""
+
+    def register_load_state_dict_post_hook(self, hook: Any, prepend: bool = False) -> Any:
+        return self.held.register_load_state_dict_post_hook(hook, prepend)
+
+
+@pytest.mark.parametrize("order", [order for order in ORDERS if STATE in order], ids=", ".join)
+@pytest.mark.parametrize("wrapper", [Around, WithStepHooks, Forwarding])
+@pytest.mark.parametrize(
+    "case",
+    [c for c in ALL if c.name in ("OneCycleLR", "ChainedScheduler", "Schedule")],
+    ids=lambda case: case.label,
+)
+def test_the_optimizer_may_be_a_wrapper(case, wrapper, order, monkeypatch):
+    monkeypatch.setitem(globals(), "make", lambda library, made=make: wrapper(made(library)))
+    # only who is told of a load knows that the rates are not those of the schedule's file
+    check(case, 7, order, stepwell, by_hand=wrapper is Forwarding)

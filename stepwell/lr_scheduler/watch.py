@@ -9,9 +9,11 @@ from __future__ import annotations
 import sys
 import warnings
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 import torch
@@ -81,7 +83,9 @@ def watch(optimizer: Optimizer) -> None:
     made.handle = optimizer.register_step_post_hook(_mark_stepped)
     if not getattr(optimizer, "_step_supports_amp_scaling", False):
         optimizer._step_supports_amp_scaling = made.bell  # type: ignore[attr-defined]
-    optimizer.register_load_state_dict_post_hook(_mark_loaded)
+    # a wrapper that never called Optimizer's constructor may have hooks of steps only
+    with suppress(AttributeError):
+        optimizer.register_load_state_dict_post_hook(partial(_mark_loaded, ref(optimizer)))
 
 
 def loaded_groups(optimizer: Optimizer) -> list[dict[str, Any]] | None:
@@ -161,9 +165,11 @@ def _mark_stepped(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str,
     optimizer._opt_called = True  # type: ignore[attr-defined]
 
 
-def _mark_loaded(optimizer: Optimizer) -> None:
-    watch = WATCHES.get(optimizer)
-    if watch is not None:
+def _mark_loaded(watched: ref[Optimizer], _: Optimizer) -> None:
+    """Take note of a load: where a wrapper is watched, the one that loads is the one inside."""
+    optimizer = watched()
+    watch = None if optimizer is None else WATCHES.get(optimizer)
+    if optimizer is not None and watch is not None:
         watch.loaded = _copy_groups(optimizer)
         watch.loads += 1
 
