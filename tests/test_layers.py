@@ -137,7 +137,12 @@ def test_the_table_has_no_empty_place() -> None:
 )
 def test_public_names_are_exported_as_themselves(package: str) -> None:
     path = PACKAGE / package / "__init__.py"
-    _exported(path, ast.parse(path.read_text()).body)
+    *statements, last = ast.parse(path.read_text()).body
+    if ast.unparse(last).startswith("__all__ = "):
+        # fewer names, for those who import all of them
+        assert {*ast.literal_eval(last.value)} <= {*_exported(path, statements)}
+    else:
+        _exported(path, [*statements, last])
 
 
 @pytest.mark.tiny
