@@ -33,6 +33,8 @@ def create_state(
             elif is_expanded(value):
                 # put in by hand: what is written to one element would be written to others
                 made[name] = value.clone(memory_format=torch.contiguous_format)
+        elif value is None and _is_followed(slot, group, param):
+            made[name] = _following(slot, group, param)
         elif slot.initial == "param":
             made[name] = param.detach().to(_dtype(slot, param), copy=True)
         elif slot.scalar:
@@ -42,6 +44,32 @@ def create_state(
         elif slot.initial is not None:
             made[name] = _filled(param, slot, _initial(slot, group))
     return made
+
+
+def _is_followed(slot: Slot, group: Mapping[str, Any], param: Tensor) -> bool:
+    """Whether autograd shall find the way from what is made to what it is made of."""
+    source = _source(slot, group, param)
+    followed = isinstance(source, Tensor) and source.requires_grad
+    return followed and bool(group.get("differentiable"))
+
+
+def _source(slot: Slot, group: Mapping[str, Any], param: Tensor) -> Any:
+    """The parameter, the hyperparameter or the number that an entry starts at."""
+    if slot.initial == "param":
+        return param
+    return group[slot.initial] if isinstance(slot.initial, str) else slot.initial
+
+
+def _following(slot: Slot, group: Mapping[str, Any], param: Tensor) -> Tensor:
+    source: Tensor = _source(slot, group, param)
+    with torch.enable_grad():
+        if source is param:
+            return param.to(_dtype(slot, param), copy=True)
+        if slot.scalar:
+            # in its own precision, or differences would be lost in rounding
+            return source.reshape(()).clone()
+        made = _filled(param, slot, 0.0)
+        return made + source.reshape(()).to(made.dtype)
 
 
 def _dtype(slot: Slot, param: Tensor) -> torch.dtype:

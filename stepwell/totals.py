@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .backends import Launch
 from .cohort import Cohort
+from .language.number import added
 from .native.uploads import upload
 
 __all__ = ["Adder"]
@@ -55,7 +56,7 @@ class Adder:
                 share = zip(_keys(launch.cohort, len(found)), share.tolist(), strict=True)
             for key, value in share:
                 by_key[key].append(value)
-        return {key: math.fsum(values) for key, values in by_key.items()}
+        return {key: added(values) for key, values in by_key.items()}
 
     def _members_of(self, launches: list[Launch], number: int) -> tuple[Tensor, Tensor]:
         """Which shares add up: a row per group and one for all, or this alone; and how many."""

@@ -179,26 +179,6 @@ def test_differentiable(rule: type[Any], twin: type[Any]) -> None:
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("rule", "twin"), TWINS)
-def test_derivatives_are_those_of_the_step(rule: type[Any], twin: type[Any]) -> None:
-    def two_steps(start: Tensor, first: Tensor, second: Tensor, rate: Any) -> Any:
-        params = [start.clone()]
-        optimizer = rule(params, lr=rate, differentiable=True)
-        for grad in (first, second):
-            params[0].grad = grad
-            optimizer.step()
-        return params[0]
-
-    if "differentiable" not in rule.declaration.fields:
-        pytest.skip("torch has no such argument either")
-    drawn = [0.5 + torch.rand(3, dtype=torch.float64) for _ in range(3)]
-    inputs: list[Any] = [tensor.requires_grad_() for tensor in drawn]
-    # state that starts at the rate takes over its number, as in torch
-    starts_there = any(slot.initial == "lr" for slot in rule.formula.slots.values())
-    rate = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(two_steps, [*inputs, 0.1 if starts_there else rate])
-
-
 def test_no_step_touches_the_gradients() -> None:
     for case in CASES:
         params = parameters(SHAPES, torch.float32)

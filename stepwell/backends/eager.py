@@ -135,7 +135,8 @@ class _Row:
         value = self.state.get(name)
         if self.slots[name].scalar and isinstance(value, Tensor):
             # a number on an accelerator stays there: looking at it would wait
-            if value.device.type == "cpu":
+            followed = self.differentiable and value.requires_grad
+            if value.device.type == "cpu" and not followed:
                 return Number(value.item())
             return value.reshape(()).to(torch.float64)
         return value if value is None else self.read(value)
@@ -164,7 +165,10 @@ class _Row:
 
     def _store_state(self, name: str, value: Any) -> None:
         old = self.state.get(name)
-        if self.slots[name].scalar:
+        if isinstance(value, Tensor) and value.requires_grad and self.slots[name].scalar:
+            # autograd may need the old value, and the precision of the new one
+            self.state[name] = value
+        elif self.slots[name].scalar:
             # fill_() raises where a number is too large for the dtype, instead of giving infinity
             number = torch.as_tensor(value, dtype=torch.float64, device=self.state[name].device)
             self.state[name].copy_(number)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .expr import Expr, Graph, Kind
-from .number import Number, exponential
+from .number import Followed, Number, exponential
 
 __all__ = [
     "amax",
@@ -149,6 +149,9 @@ def where(condition: Any, a: Any, b: Any) -> Any:
     graph = _graph(condition, a, b)
     if graph is not None:
         return graph.apply("where", condition, a, b)
+    if torch.is_grad_enabled() and type(condition) is Tensor and not condition.dim():
+        # torch.where differentiates both: a root below zero would make the gradient NaN
+        return a if condition else b
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return torch.where(condition, a, b)
     # two plain numbers: keep them in float64, or a float64 parameter would see them rounded
@@ -250,10 +253,12 @@ class Asked:
         index, self.asked = self.asked, self.asked + 1
         key = self.group if across == "group" else None
         if index < len(self.found):
-            return self.found[index][key]
+            total = self.found[index][key]
+            return total.tensor if isinstance(total, Followed) else total
         if index == len(self.found):
-            self.share = (key, float(value))
-            return Number(value)
+            followed = isinstance(value, Tensor) and value.requires_grad
+            self.share = (key, Followed(value) if followed else float(value))
+            return value if followed else Number(value)
         return value
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-__all__ = ["Number", "divide", "exponential", "power"]
+from torch import Tensor
+
+__all__ = ["Followed", "Number", "added", "divide", "exponential", "power"]
 
 
 def divide(a: float, b: float) -> float:
@@ -67,3 +69,29 @@ class Number(float):
 
     def __abs__(self) -> Number:
         return Number(abs(float(self)))
+
+
+class Followed(Number):
+    """A number that autograd follows: to it, it is this tensor."""
+
+    __slots__ = ("tensor",)
+
+    def __new__(cls, tensor: Tensor) -> Followed:
+        """The number in a tensor of one element."""
+        made = super().__new__(cls, tensor.item())
+        made.tensor = tensor
+        return made
+
+    tensor: Tensor
+
+
+def added(numbers: Iterable[float]) -> float:
+    """The exact sum, rounded once; autograd follows it to those that it follows."""
+    numbers = list(numbers)
+    total = math.fsum(numbers)
+    followed = [number.tensor for number in numbers if isinstance(number, Followed)]
+    if not followed:
+        return total
+    tensor = sum(followed[1:], start=followed[0])
+    rounding = total - tensor.item()
+    return Followed(tensor + rounding if math.isfinite(rounding) else tensor)
