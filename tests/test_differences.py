@@ -564,16 +564,20 @@ def _() -> None:
             assert p.to_dense()[:, 0].tolist() == [0, 0.5, 0, 0, 0]
 
 
-@shows("a gradient that lies in the memory of another parameter")
+@shows("a gradient that moves into the memory of another parameter, between two steps")
 def _() -> None:
     """`Adafactor`, whose sums over a gradient come before any update."""
 
-    def moved(library: Any, **options: Any) -> Tensor:
+    def moved(library: Any, *, later: bool = True, **options: Any) -> Tensor:
         first, second = (
             torch.nn.Parameter(values) for values in torch.randn(2, 4, 4, generator=draw())
         )
-        first.grad, second.grad = torch.randn(4, 4, generator=draw()), first.data
-        library.Adafactor([first, second], lr=0.1, **options).step()
+        optimizer = library.Adafactor([first, second], lr=0.1, **options)
+        first.grad, second.grad = torch.randn(2, 4, 4, generator=draw())
+        if later:
+            optimizer.step()
+        second.grad = first.data
+        optimizer.step()
         return second.detach()
 
     def draw() -> torch.Generator:
@@ -582,6 +586,7 @@ def _() -> None:
     expected = moved(torch.optim)
     torch.testing.assert_close(moved(stepwell, fused=False), expected)
     assert not torch.allclose(moved(stepwell), expected)
+    torch.testing.assert_close(moved(stepwell, later=False), moved(torch.optim, later=False))
 
 
 # Scalers
