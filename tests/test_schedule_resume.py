@@ -227,3 +227,84 @@ def test_the_optimizer_may_be_a_wrapper(case, wrapper, order, monkeypatch):
     monkeypatch.setitem(globals(), "make", lambda library, made=make: wrapper(made(library)))
     # only who is told of a load knows that the rates are not those of the schedule's file
     check(case, 7, order, stepwell, by_hand=wrapper is Forwarding)
+
+
+# where the user's line stands: after the optimizer was loaded, before or after the schedule is made
+SET = "value set"
+ORDERS_OF_SETTING = [
+    order
+    for what in (STATE, STEP)
+    for order in itertools.permutations((MADE, OPTIMIZER, SET, what))
+    if order.index(OPTIMIZER) < order.index(SET)
+    and order.index(MADE) < order.index(what)
+    # a constructor may start from what is set, as torch's do, if nothing is loaded into it
+    and order.index(OPTIMIZER) < order.index(what)
+]
+# every hyperparameter that some schedule drives, and one that none of these does
+BY_HAND = {"lr": 0.003, "momentum": 0.55, "weight_decay": 0.25}
+
+
+def resume_and_set(
+    case: Case, saved: Any, order: tuple[str, ...], held: Any, given: dict[str, Any]
+) -> Any:
+    made, (optimizer_state, state, step) = None, copy.deepcopy(saved)
+    for what in order:
+        if what == MADE:
+            made = case.make(lr_scheduler, held)
+        elif what == OPTIMIZER:
+            held.load_state_dict(optimizer_state)
+        elif what == SET:
+            held.param_groups[0].update(given)
+        else:
+            made.load_state_dict(state if what == STATE else {"last_epoch": step})
+    return made
+
+
+@pytest.mark.parametrize("library", [torch.optim, stepwell])
+@pytest.mark.parametrize("case", ALL, ids=lambda case: case.label)
+def test_what_is_set_after_the_optimizer_was_loaded_stays(case, library):
+    for order, stop in itertools.product(ORDERS_OF_SETTING, [0, 3]):
+        whole = case.make(lr_scheduler, make(library))
+        advance(whole, stop)
+        saved = whole.optimizer.state_dict(), whole.state_dict(), whole.last_epoch
+        resumed = resume_and_set(case, saved, order, make(library), BY_HAND)
+        first = resumed.optimizer.param_groups[0]
+        assert {key: first[key] for key in BY_HAND} == BY_HAND, order
+        # groups that nobody has touched are those of the training that was not interrupted
+        assert values(resumed)[1:] == values(whole)[1:], order
+        if order[-1] != SET:
+            assert resumed.get_last_lr()[0] == 0.003
+
+
+@pytest.mark.parametrize("order", ORDERS_OF_SETTING, ids=" ".join)
+@pytest.mark.parametrize("name", ["StepLR", "LinearLR", "OneCycleLR"])
+@pytest.mark.parametrize("library", [torch.optim, stepwell])
+def test_tensors_and_one_of_two_betas_stay_too(name, order, library):
+    arguments = {"StepLR": {"step_size": 2}, "OneCycleLR": {"max_lr": 0.4, "total_steps": 50}}
+    case = Case(name, arguments.get(name, {}))
+
+    def fresh() -> Any:
+        rates = [torch.tensor(0.5), torch.tensor(0.25)]
+        return optimizer(*rates, kind=library.Adam, betas=(0.9, 0.999))
+
+    whole = case.make(lr_scheduler, fresh())
+    advance(whole, 3)
+    saved = whole.optimizer.state_dict(), whole.state_dict(), whole.last_epoch
+    second = {"lr": torch.tensor(0.003), "betas": (0.9, 0.5)}
+    # the schedule may have written the first of the betas already: then it is none of the user's
+    resumed = resume_and_set(case, saved, order, fresh(), second)
+    group, other = resumed.optimizer.param_groups
+    assert group["lr"].item() == pytest.approx(0.003)
+    assert group["betas"][1] == 0.5
+    expected = whole.optimizer.param_groups[1]
+    assert (other["lr"], other["betas"]) == (expected["lr"], expected["betas"])
+
+
+def test_a_rate_set_long_ago_is_none_that_was_set_after_loading():
+    whole = lr_scheduler.StepLR(optimizer(1.0), 2)
+    early = copy.deepcopy(whole.state_dict())
+    whole.optimizer.param_groups[0]["lr"] = 0.3
+    advance(whole, 5)
+    # back to the start, as after an epoch that went wrong
+    whole.load_state_dict(early)
+    assert whole.optimizer.param_groups[0]["lr"] == 1.0

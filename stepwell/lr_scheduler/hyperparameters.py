@@ -40,6 +40,11 @@ def read(groups: Groups, name: str) -> list[Any]:
     return held if index is None else list(map(operator.itemgetter(index), held))
 
 
+def holds(group: Mapping[str, Any], name: str) -> bool:
+    """Whether there is such a hyperparameter in a group."""
+    return _split(name)[0] in group
+
+
 class Floats(list[Number]):
     """Plain floats for groups that hold plain numbers too: no further look is necessary.
 

@@ -17,8 +17,8 @@ from torch.optim.lr_scheduler import EPOCH_DEPRECATION_WARNING
 from torch.optim.lr_scheduler import LRScheduler as TorchLRScheduler
 
 from ..language.fields import Field, Range
-from .hyperparameters import Floats, Number, holds_tensors, read, write
-from .watch import check_order, copied, loaded_groups, loads, move_on, snapshot, watch
+from .hyperparameters import Floats, Number, holds, holds_tensors, read, write
+from .watch import check_order, copied, loads, look, meant_values, move_on, settle, snapshot, watch
 
 LAST_EPOCH = Field("last_epoch", -1, "integer", Range(-1))
 GET_LR = "To get the last learning rate computed by the scheduler, please use `get_last_lr()`."
@@ -63,6 +63,7 @@ class LRScheduler(TorchLRScheduler):
             self._prepare_groups()
         self._take_base_rates()
         self._initial_step()
+        settle(optimizer)
 
     # What a subclass says
 
@@ -226,16 +227,19 @@ class LRScheduler(TorchLRScheduler):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over what `state_dict` of this class, or of torch's class of this name, returned.
 
-        The rates that belong to it are put into the groups, unless the optimizer's own were loaded.
-        A dict that holds `last_epoch` alone is enough: then they are computed.
+        The rates that belong to it are put into the groups, unless the optimizer's own were loaded,
+        or set by the user. A dict that holds `last_epoch` alone is enough: then they are computed.
 
         Raises:
             ValueError, TypeError: an argument is out of range; nothing is changed
         """
         state = deepcopy(dict(state_dict))
         self._check_state(state)
+        look(self.optimizer)
+        meant = meant_values(self.optimizer)
         self._take_state(state)
-        self._restore_rates(state)
+        self._restore_rates(state, meant)
+        settle(self.optimizer)
 
     def _check_state(self, state: Mapping[str, Any]) -> None:
         if "last_epoch" in state:
@@ -256,23 +260,32 @@ class LRScheduler(TorchLRScheduler):
         vars(self).update(state)
 
     def _restore_arguments(self) -> None:
-        loaded = loaded_groups(self.optimizer) or ()
-        for group, was in zip(self.optimizer.param_groups, loaded, strict=False):
-            group.update({key: copied(was[key]) for key in self.kept_in_groups if key in was})
-
-    def _restore_rates(self, state: Mapping[str, Any]) -> None:
         groups = self.optimizer.param_groups
-        names = self._names()
-        loaded = loaded_groups(self.optimizer)
+        for group, meant in zip(groups, meant_values(self.optimizer), strict=True):
+            group.update({key: copied(meant[key]) for key in self.kept_in_groups if key in meant})
+
+    def _restore_rates(self, state: Mapping[str, Any], meant: Sequence[dict[str, Any]]) -> None:
+        """Write what was meant to be in each group, or else what belongs to the state."""
+        groups, names = self.optimizer.param_groups, self._names()
         values: dict[str, list[Number]] = {}
-        if loaded is not None and len(loaded) == len(groups):
-            values = {name: read(loaded, name) for name in names}
-        elif "_last_lr" in state and "lr" in names:
-            values = {"lr": state["_last_lr"]}
+        if not all(holds(group, name) for group in meant for name in names):
+            values = self._values_of(state)
+        for name in names:
+            given = values.get(name, [])
+            held = list(given if len(given) == len(groups) else read(groups, name))
+            values[name] = [
+                read([group], name)[0] if holds(group, name) else value
+                for group, value in zip(meant, held, strict=True)
+            ]
+        self._write(values)
+
+    def _values_of(self, state: Mapping[str, Any]) -> dict[str, list[Number]]:
+        """What belongs to a state that has just been taken over."""
+        names = self._names()
+        values = {"lr": state["_last_lr"]} if "_last_lr" in state and "lr" in names else {}
         if not values.keys() >= set(names) and self.last_epoch >= 0:
             values = {**self._values_at(self.last_epoch), **values}
-        if all(len(given) == len(groups) for given in values.values()):
-            self._write(values)
+        return values
 
     def __getstate__(self) -> dict[str, Any]:
         # what is loaded into a copy of the optimizer is not seen

@@ -12,7 +12,7 @@ from .curves.composition import active
 from .curves.multi_step import ascending
 from .hyperparameters import Number, write
 from .scheduler import LAST_EPOCH
-from .watch import copied, watch
+from .watch import copied, settle, watch
 
 
 class SequentialLR(Composite):
@@ -54,6 +54,7 @@ class SequentialLR(Composite):
             self._start_anew()
         else:
             self.load_state_dict({"last_epoch": self.last_epoch})
+        settle(optimizer)
 
     @property
     def _starts(self) -> list[int]:

@@ -13,7 +13,7 @@ from .curves import Curve, constant, cosine, linear
 from .curves.one_cycle import SHAPES
 from .hyperparameters import Number, holds_tensors, read
 from .scheduler import per_group, require_optimizer, require_shape
-from .watch import copied, watch
+from .watch import copied, settle, watch
 
 SWA_LR = Field("swa_lr", None, "number", Range(0))
 
@@ -64,6 +64,7 @@ class SWALR(CurveLR):
         watch(optimizer)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["swa_lr"] = rate
+        settle(optimizer)
         super().__init__(optimizer, last_epoch)
 
     @property

@@ -1,4 +1,4 @@
-"""What schedules know of their optimizer's life: has it stepped, and what was loaded into it?
+"""What schedules know of their optimizer's life: has it stepped, what was loaded into it or set?
 
 One optimizer may have many schedules. All of them share what is remembered here, and it is given up
 with the optimizer.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -53,13 +54,16 @@ class Watch:
     """What is remembered of one optimizer.
 
     Attributes:
-        loaded: its groups as they were loaded, until a schedule has moved on from there
+        meant: what was loaded into each group or set there by the user, which wins over what
+            constructors of schedules write; None once a schedule has moved on from there
+        stood: the groups as loading, or a schedule, has left them
         loads: how many times something was loaded
         handle: of the hook that sees its first step; None once it was seen
         bell: whether a GradScaler has tried to step
     """
 
-    loaded: list[dict[str, Any]] | None
+    meant: list[dict[str, Any]] | None
+    stood: list[dict[str, Any]]
     loads: int = 0
     handle: RemovableHandle | None = None
     bell: ScalerBell = field(default_factory=ScalerBell)
@@ -68,17 +72,27 @@ class Watch:
 OWN = (f"{__package__}.", "torch.optim.lr_scheduler")
 """Modules of schedules, which may step each other."""
 
+NUMBERS = (int, float, np.number)
+
 WATCHES: WeakKeyDictionary[Optimizer, Watch] = WeakKeyDictionary()
 
 
 def watch(optimizer: Optimizer) -> None:
-    """Begin to watch, before a schedule writes into the groups for the first time."""
-    if optimizer in WATCHES or not hasattr(optimizer, "_optimizer_step_post_hooks"):
+    """Begin to watch, or look again, before a constructor of a schedule writes into the groups."""
+    if optimizer in WATCHES:
+        look(optimizer)
+        if WATCHES[optimizer].meant is None:
+            # what is set from now on counts
+            WATCHES[optimizer].meant = []
+            settle(optimizer)
+        return
+    if not hasattr(optimizer, "_optimizer_step_post_hooks"):
         return
     moved = [g for g in optimizer.param_groups if "initial_lr" in g and g["lr"] != g["initial_lr"]]
     # torch's own schedules have written into the groups, if they were here before
     is_as_loaded = moved and not hasattr(optimizer.step, "_wrapped_by_lr_sched")
-    made = WATCHES[optimizer] = Watch(_copy_groups(optimizer) if is_as_loaded else None)
+    stood = _copy_groups(optimizer)
+    made = WATCHES[optimizer] = Watch(stood if is_as_loaded else [{} for _ in stood], stood)
     # plain functions: a method as hook would keep the schedule alive with the optimizer
     made.handle = optimizer.register_step_post_hook(_mark_stepped)
     if not getattr(optimizer, "_step_supports_amp_scaling", False):
@@ -88,10 +102,61 @@ def watch(optimizer: Optimizer) -> None:
         optimizer.register_load_state_dict_post_hook(partial(_mark_loaded, ref(optimizer)))
 
 
-def loaded_groups(optimizer: Optimizer) -> list[dict[str, Any]] | None:
-    """The groups as they were loaded, if nothing has moved on since."""
+def settle(optimizer: Optimizer) -> None:
+    """Take note that what the groups hold now was written by a schedule, not by the user."""
     watch = WATCHES.get(optimizer)
-    return None if watch is None else watch.loaded
+    if watch is not None:
+        watch.stood = _copy_groups(optimizer)
+
+
+def meant_values(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """Return what was loaded into each group, or set there by the user, as `look` has found it.
+
+    It is empty once a schedule has moved on.
+    """
+    watch = WATCHES.get(optimizer)
+    meant = [] if watch is None or watch.meant is None else watch.meant
+    groups = optimizer.param_groups
+    return [*meant, *({} for _ in groups[len(meant) :])][: len(groups)]
+
+
+def look(optimizer: Optimizer) -> None:
+    """Find what the user has set in the groups since loading, or a schedule, has left them."""
+    watch = WATCHES.get(optimizer)
+    if watch is not None and watch.meant is not None:
+        now = _copy_groups(optimizer)
+        stood = [*watch.stood, *now[len(watch.stood) :]]
+        watch.meant = [
+            {**meant, **_changed(before, after, meant)}
+            for meant, before, after in zip(meant_values(optimizer), stood, now, strict=False)
+        ]
+        watch.stood = now
+
+
+def _changed(
+    before: Mapping[str, Any], after: Mapping[str, Any], meant: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What is no longer as it stood; of a tuple such as betas, the items that are not."""
+    changed = {key: v for key, v in after.items() if not _is_same(before.get(key), v)}
+    for key, value in changed.items():
+        stood, kept = before.get(key), meant.get(key)
+        if isinstance(value, tuple) and isinstance(stood, tuple) and isinstance(kept, tuple):
+            items = zip(value, stood, kept, strict=False)
+            changed[key] = tuple(k if _is_same(v, s) else v for v, s, k in items)
+    return changed
+
+
+def _is_same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        # what has no values yet cannot have been set
+        if any(value.is_meta or type(value).__name__ == "FakeTensor" for value in (a, b)):
+            return True
+        return a.shape == b.shape and torch.equal(a, b.to(a))
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(map(_is_same, a, b))
+    if isinstance(a, NUMBERS) and isinstance(b, NUMBERS):
+        return bool(a == b)
+    return a is b or type(a) is type(b) is str
 
 
 def loads(optimizer: Optimizer) -> int:
@@ -104,7 +169,7 @@ def move_on(optimizer: Optimizer) -> None:
     """Take note that a schedule steps."""
     watch = WATCHES.get(optimizer)
     if watch is not None:
-        watch.loaded = None
+        watch.meant = None
         if watch.handle is not None and has_stepped(optimizer):
             watch.handle.remove()
             watch.handle = None
@@ -135,7 +200,7 @@ def _level_of_caller() -> int:
 
 def _copy_groups(optimizer: Optimizer) -> list[dict[str, Any]]:
     return [
-        {key: copied(value) for key, value in group.items() if key != "params"}
+        {key: snapshot(value) for key, value in group.items() if key != "params"}
         for group in optimizer.param_groups
     ]
 
@@ -170,7 +235,7 @@ def _mark_loaded(watched: ref[Optimizer], _: Optimizer) -> None:
     optimizer = watched()
     watch = None if optimizer is None else WATCHES.get(optimizer)
     if optimizer is not None and watch is not None:
-        watch.loaded = _copy_groups(optimizer)
+        watch.meant = watch.stood = _copy_groups(optimizer)
         watch.loads += 1
 
 
