@@ -10,7 +10,7 @@ import inspect
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from copy import copy
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -51,6 +51,8 @@ __all__ = [
     "required",
     "swap_in_optimizer_params_and_state",
 ]
+
+Loss = TypeVar("Loss")
 
 if not TYPE_CHECKING:
 
@@ -116,7 +118,7 @@ class Optimizer(Hooks, Flags, TorchOptimizer):
         declare(cls, Optimizer)
         step = cls.step
         if inspect.isfunction(step) and not hasattr(step, "hooked"):
-            cls.step = hooked(step)  # type: ignore[method-assign]
+            cls.step = hooked(step)  # type: ignore[assignment, method-assign]
 
     @property
     def composition(self) -> str:
@@ -166,6 +168,12 @@ class Optimizer(Hooks, Flags, TorchOptimizer):
         param_group.update(group)
 
     # The step
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], Loss]) -> Loss: ...
 
     @hooked
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

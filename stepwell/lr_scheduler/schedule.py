@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 from torch.optim import Optimizer
 
@@ -36,6 +36,7 @@ class absolute:  # noqa: N801
 
 
 Driver = Curve | absolute
+Driven = Driver | Sequence[Driver | None] | Mapping[Any, Driver | None] | None
 
 
 class Schedule(LRScheduler):
@@ -70,10 +71,24 @@ class Schedule(LRScheduler):
 
     unsaved = LRScheduler.unsaved | {"drivers"}
 
+    # the second is for `**{"betas[0]": curve}`, which type checkers try on last_epoch too
+    @overload
     def __init__(
         self,
         optimizer: Optimizer,
-        lr: Any = None,
+        lr: Driven = None,
+        *,
+        last_epoch: int = -1,
+        **hyperparameters: Any,
+    ) -> None: ...
+
+    @overload
+    def __init__(self, optimizer: Optimizer, lr: Driven = None, **hyperparameters: Any) -> None: ...
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        lr: Driven = None,
         *,
         last_epoch: int = -1,
         **hyperparameters: Any,
