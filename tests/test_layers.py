@@ -6,6 +6,7 @@ import ast
 import doctest
 import importlib
 import inspect
+import pydoc
 import re
 import subprocess
 import sys
@@ -156,6 +157,21 @@ def test_the_package_lists_what_it_exports_once() -> None:
     assert sorted(exported) == sorted([*stepwell.__all__, "__version__"])
 
 
+# what traces and runs the words of the language, and is no word itself
+INNER = {"Formula", "Program", "program_for", "trace"}
+
+
+@pytest.mark.tiny
+@pytest.mark.parametrize("package", ["checkpoint", "groups", "language", "plot", "race"])
+def test_help_lists_what_a_package_exports(package: str) -> None:
+    path = PACKAGE / package / "__init__.py"
+    *statements, _ = ast.parse(path.read_text()).body
+    module = importlib.import_module(f"stepwell.{package}")
+    assert {*module.__all__} == {*_exported(path, statements)} - INNER
+    text = pydoc.plain(pydoc.render_doc(module))
+    assert all(re.search(rf"^ {{4}}(class )?{name}\b", text, re.M) for name in module.__all__)
+
+
 def _exported(path: Path, statements: list[ast.stmt]) -> list[str]:
     """The names that are imported as themselves; nothing else may be there."""
     found = []
@@ -239,7 +255,7 @@ def test_the_words_of_the_language_are_exported() -> None:
     for name in ("fields", "functions", "transforms"):
         module = importlib.import_module(f"stepwell.language.{name}")
         inner = {"Field", "Slot", "near_miss"}
-        missing = {word for word in module.__all__ if not hasattr(language, word)} - inner
+        missing = {*module.__all__} - {*language.__all__} - inner
         assert not missing, f"stepwell.language lacks {missing}"
 
 

@@ -10,3 +10,16 @@ from .loading import load as load
 from .reading import verify as verify
 from .saving import Writing as Writing
 from .saving import save as save
+
+__all__ = [
+    "CheckpointError",
+    "Loaded",
+    "Writing",
+    "convert",
+    "from_torch",
+    "latest",
+    "load",
+    "save",
+    "to_torch",
+    "verify",
+]

@@ -10,3 +10,16 @@ from .muon_split import muon_split as muon_split
 from .no_decay import no_decay as no_decay
 from .table import GroupTable as GroupTable
 from .table import table as table
+
+__all__ = [
+    "GroupTable",
+    "MuonSplit",
+    "Times",
+    "by_pattern",
+    "freeze",
+    "layerwise_decay",
+    "muon_split",
+    "no_decay",
+    "table",
+    "unfreeze",
+]

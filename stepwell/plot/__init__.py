@@ -8,3 +8,14 @@ from .surfaces import RAVINE as RAVINE
 from .surfaces import ROSENBROCK as ROSENBROCK
 from .surfaces import Surface as Surface
 from .trajectories import trajectories as trajectories
+
+__all__ = [
+    "RAVINE",
+    "ROSENBROCK",
+    "Surface",
+    "forgetting",
+    "learning_rates",
+    "momenta",
+    "schedule",
+    "trajectories",
+]
