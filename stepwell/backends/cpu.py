@@ -70,7 +70,6 @@ class Launch:
     """The tables of a cohort, and the compiled program that works through them."""
 
     stays_on_device = False
-    load: Callable[[Scaling], bool]
     _context: npt.NDArray[np.int64]
 
     def __init__(self, cohort: Cohort) -> None:
@@ -80,11 +79,12 @@ class Launch:
         has_rows = cohort.facts.layout == "rows"
         self._reading = (RowReading if has_rows else Reading)(cohort, self._schedule)
         self._make_tables()
-        # nothing else changes from step to step
-        self.load = self._load_rows if has_rows else self._reading.load
+        if not has_rows:
+            # nothing else changes from step to step
+            self.load = self._reading.load  # type: ignore[method-assign]
 
-    def _load_rows(self, _: Scaling) -> bool:
-        """Read this step's gradients, whose rows are its blocks."""
+    def load(self, _: Scaling) -> bool:
+        """Read this step's gradients, whose rows are its blocks; False if facts have changed."""
         rows = self._reading
         assert isinstance(rows, RowReading)
         if not rows.load():
