@@ -340,8 +340,8 @@ ENDLESS.append(ENDLESS)
 GROUP = {"params": [0], "param_names": ["w"]}
 LARGE = torch.ones(1).expand(1 << 30, 1 << 10)
 OTHERS = {
-    "a payload": (Payload(), "and no file of torch"),
-    "a payload inside": ({"optimizer": Payload()}, "and no file of torch"),
+    "a payload": (Payload(), "holds print, which only code in the file could load"),
+    "a payload inside": ({"optimizer": Payload()}, "holds print, which only code"),
     "a number": (3, "holds a int, no state dicts"),
     "nothing": ({}, "holds neither"),
     "no optimizer": ({"optimizer": 3}, "holds neither"),

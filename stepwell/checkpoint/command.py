@@ -46,6 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 metavar="FILE",
                 help="the names of the parameters, one to a line, in the order of the optimizer",
             )
+            for part in ("optimizer", "scheduler"):
+                command.add_argument(
+                    f"--{part}",
+                    metavar="PLACE",
+                    help=f"which {part} of several is taken, such as {part}s.0",
+                )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -92,7 +98,10 @@ def _verify(args: argparse.Namespace, console: Console) -> int:
 
 
 def _convert(args: argparse.Namespace, console: Console) -> int:
-    said = convert(args.source, args.target, None if args.names is None else _names(args.names))
+    names = None if args.names is None else _names(args.names)
+    said = convert(
+        args.source, args.target, names, optimizer=args.optimizer, scheduler=args.scheduler
+    )
     console.print(
         Text(f"{args.target} is written" + (f" ({said})" if said else "")), soft_wrap=True
     )

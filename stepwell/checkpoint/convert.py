@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,8 @@ from torch import Tensor
 from ..state_dict import read
 from .contents import header_of, packed_optimizer
 from .foreign import in_layout_of_torch, stand_ins
-from .header import CheckpointError
+from .header import CheckpointError, is_of_torch
+from .layouts import parts_of
 from .reading import File, opened
 from .replacing import replacing
 from .saving import Writing
@@ -30,13 +32,8 @@ from .values import Packer, unpack
 __all__ = ["convert", "from_torch", "to_torch"]
 
 PARTS = ("model", "averaged", "scheduler", "extra")
-SPELLINGS = {
-    # first, so that tied weights have the model's names
-    "model": ("model", "model_state_dict", "state_dict"),
-    "optimizer": ("optimizer", "optimizer_state_dict", "optim", "opt"),
-    "scheduler": ("scheduler", "scheduler_state_dict", "lr_scheduler"),
-}
-"""Under which keys people save what, after the examples in torch's documentation."""
+UNSAFE = re.compile(r"(?:GLOBAL|[Uu]nsupported class) ([A-Za-z_][\w.]*)")
+"""How torch says that a file asks for something that is no tensor or plain value."""
 
 REPEATS, SPARE = 16, 1 << 26
 """How often the bytes of a file may be repeated in what is made of it, and bytes beyond that."""
@@ -46,6 +43,9 @@ def convert(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
     names: Sequence[str] | None = None,
+    *,
+    optimizer: str | None = None,
+    scheduler: str | None = None,
 ) -> str | None:
     """Make a file of torch of a checkpoint, or a checkpoint of a file of torch.
 
@@ -53,9 +53,12 @@ def convert(
         source: the file that is read
         target: the file that is written
         names: those of the parameters, in the optimizer's order, where a file of torch has none
+        optimizer, scheduler: where in a file of torch with several the one is that is taken, such
+            as "optimizer_states.1"
 
     Returns:
-        what of another library was read, in words, or None
+        what a user has to know, in words: what of another library was read, and which optimizers
+        and schedules have become `extra`; or None
 
     Raises:
         CheckpointError: the source is damaged, or nothing that could be converted
@@ -71,7 +74,7 @@ def convert(
         _save_for_torch(content, Path(target))
         return None
     try:
-        return from_torch(found, target, names)
+        return from_torch(found, target, names, optimizer=optimizer, scheduler=scheduler)
     except CheckpointError as error:
         raise CheckpointError(f"{Path(source)} {error}") from error.__cause__
 
@@ -84,7 +87,24 @@ def _torch_file(path: Path, refused: CheckpointError) -> Any:
         raise
     except Exception as error:
         # its reader raises whatever comes up in the middle of a broken file
-        raise CheckpointError(f"{refused}; and no file of torch: {error!r:.300}") from error
+        raise CheckpointError(_words(path, refused, error)) from error
+
+
+def _words(path: Path, refused: CheckpointError, error: Exception) -> str:
+    """Why a file cannot be converted, by what torch's reader said of it."""
+    with path.open("rb") as file:
+        if not is_of_torch(file.read(4)):
+            return f"{refused}; and no file of torch"
+    found = UNSAFE.search(str(error))
+    if found is not None:
+        return (
+            f"{path} holds {found[1]}, which only code in the file could load. If you trust the "
+            "file, read it with torch.load(path, weights_only=False), and give the state dicts in "
+            'it to stepwell.checkpoint.from_torch({"model": ..., "optimizer": ...}, target)'
+        )
+    if "torch.jit.load" in str(error):
+        return f"{path} is an archive of torch.jit.save, which holds code, and no training"
+    return f"{path} is damaged, or no file of torch.save: torch cannot read it"
 
 
 def to_torch(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -116,7 +136,12 @@ def _save_for_torch(content: dict[str, Any], target: Path) -> None:
 
 
 def from_torch(
-    content: Any, target: str | os.PathLike[str], names: Sequence[str] | None = None
+    content: Any,
+    target: str | os.PathLike[str],
+    names: Sequence[str] | None = None,
+    *,
+    optimizer: str | None = None,
+    scheduler: str | None = None,
 ) -> str | None:
     """Write a checkpoint of what `torch.load` gave.
 
@@ -124,9 +149,10 @@ def from_torch(
         content: an optimizer's state dict, or a dict that holds one and perhaps the model's
         target: the file
         names: those of the parameters, in the optimizer's order, unless its groups have them
+        optimizer, scheduler: where the one is that is taken, as for `convert`
 
     Returns:
-        what of another library was read, in words, or None
+        what a user has to know, as `convert` does
 
     Raises:
         CheckpointError: there is no optimizer in it, names are missing, or something in it is
@@ -135,10 +161,12 @@ def from_torch(
     """
     with _refusing():
         packer = Packer()
-        description, said = _description(packer, _parts(content), names)
+        parts = parts_of(content, {"optimizer": optimizer, "scheduler": scheduler})
+        description, said = _description(packer, parts.found, names)
         _check_size(packer.tensors.values())
         Writing(Path(target), packer.tensors, {**header_of(), **description}, None).run()
-    return said
+    left = f"{', '.join(parts.left)}: kept as extra" if parts.left else None
+    return "; ".join(filter(None, (said, left))) or None
 
 
 @contextmanager
@@ -188,33 +216,6 @@ def _check_size(tensors: Iterable[Tensor]) -> None:
         raise CheckpointError(f"claims {claimed:,} bytes of tensors, and holds {held:,}")
 
 
-def _parts(content: Any) -> dict[str, Any]:
-    if _is_optimizers(content):
-        return {"optimizer": content}
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"holds a {type(content).__name__}, no state dicts")
-    used = {part: _spelling(content, keys) for part, keys in SPELLINGS.items()}
-    found = {part: content[key] for part, key in used.items() if key is not None}
-    if found:
-        extra = {key: value for key, value in content.items() if key not in used.values()}
-        return {**found, **({"extra": extra} if extra else {})}
-    if content and all(isinstance(value, Tensor) for value in content.values()):
-        return {"model": content}
-    raise CheckpointError("holds neither the state dict of an optimizer nor that of a model")
-
-
-def _spelling(content: Mapping[Any, Any], keys: Sequence[str]) -> str | None:
-    """Under which of these keys there is a state dict, if under any: "model" may be a name."""
-    found = [key for key in keys if isinstance(content.get(key), Mapping)]
-    if len(found) > 1:
-        raise CheckpointError(f"holds {' and '.join(found)}, of which only one can be converted")
-    return found[0] if found else None
-
-
-def _is_optimizers(content: Any) -> bool:
-    return isinstance(content, Mapping) and {"state", "param_groups"} <= content.keys()
-
-
 def _named(state_dict: Any, names: Sequence[str] | None) -> dict[str, Any]:
     """The state dict with the names of all parameters."""
     saved = read(state_dict, "its optimizer")
@@ -228,6 +229,7 @@ def _named(state_dict: Any, names: Sequence[str] | None) -> dict[str, Any]:
         if len(group.get("param_names", ())) != len(group["params"]):
             raise CheckpointError(
                 "does not name its parameters: give the names, those of "
-                "model.named_parameters() in the order in which the optimizer has them"
+                "model.named_parameters() in the order in which the optimizer has them, with "
+                "names=[...], or on the command line with --names FILE, one to a line"
             )
     return {"state": saved.state, "param_groups": saved.groups}

@@ -31,6 +31,7 @@ __all__ = [
     "Header",
     "check_name",
     "encode",
+    "is_of_torch",
     "parse",
     "plan",
 ]
@@ -195,13 +196,33 @@ def check_length(start: bytes, num_bytes: int) -> int:
     """
     length = int.from_bytes(start[:8], "little")
     if len(start) < 8 + len(PREFIX) or start[8:] != PREFIX:
-        raise CheckpointError("is no checkpoint of stepwell: it does not start like one")
+        raise CheckpointError(_stranger(start))
     if length > LONGEST or 8 + length > num_bytes:
         raise CheckpointError(
             f"claims a header of {length:,} bytes; the file has {num_bytes:,}, and a header at "
             f"most {LONGEST:,}"
         )
     return length
+
+
+def is_of_torch(start: bytes) -> bool:
+    """Whether a file that starts like this may be one of `torch.save`, of now or of old."""
+    return start.startswith((b"PK\x03\x04", b"\x80"))
+
+
+def _stranger(start: bytes) -> str:
+    """What a file is that does not start as a checkpoint does."""
+    if is_of_torch(start):
+        return (
+            "is a file of torch.save: python -m stepwell checkpoint convert IN OUT makes a "
+            "checkpoint of it"
+        )
+    if start[8:9] == b"{":
+        return (
+            "is no checkpoint of stepwell, but a safetensors file that holds no training, or a "
+            "damaged one: model.load_state_dict(safetensors.torch.load_file(path)) loads weights"
+        )
+    return "is no checkpoint of stepwell: it does not start like one"
 
 
 def parse(header: bytes, num_bytes: int) -> Header:
