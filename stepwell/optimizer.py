@@ -198,7 +198,7 @@ class Optimizer(Hooks, Flags, TorchOptimizer):
         own = vars(self)
         scaling = UNSCALED
         if "found_inf" in own or "grad_scale" in own:
-            scaling = Scaling(own.get("grad_scale"), own.get("found_inf"))
+            scaling = self._scaling()
             if not is_elsewhere(scaling.found_inf) and scaling.found_inf:
                 return _rest
         held = self._held
@@ -210,6 +210,10 @@ class Optimizer(Hooks, Flags, TorchOptimizer):
         ):
             held = self._plan_anew(scaling)
         return held[0].run
+
+    def _scaling(self) -> Scaling:
+        """What a GradScaler asks of this step."""
+        return Scaling(vars(self).get("grad_scale"), vars(self).get("found_inf"))
 
     def _plan_anew(self, scaling: Scaling) -> tuple[Stepper, Any, Any]:
         plan = self._make_plan(scaling)

@@ -63,6 +63,8 @@ ELSEWHERE = {
         "test_lbfgs",
         "test_a_search_turns_back_where_the_loss_is_no_number",
     ),
+    "`LBFGS` in `torch.autocast`": ("test_lbfgs_modes", "test_autocast_sees_where_parameters_are"),
+    "`LBFGS` on distributed parameters: the loss": ("test_lbfgs_sharded", "test_shards"),
     "`LBFGS`: a closure that raises within a search": (
         "test_lbfgs",
         "test_a_closure_that_raises_leaves_the_best_point",
@@ -790,6 +792,74 @@ def _() -> None:
     # the gradient is -4: the first step is lr / 4 (torch: 8, and twice) times that
     assert other == pytest.approx(0.1)
     assert one == pytest.approx(2 * 0.1 / 2)
+
+
+@shows("argument `maximize` of `LBFGS`")
+def _() -> None:
+    p = param(2)
+    if "maximize" not in inspect.signature(torch.optim.LBFGS).parameters:
+        error = refused(lambda: torch.optim.LBFGS([p], maximize=True))
+        assert "unexpected keyword argument 'maximize'" in str(error)
+    optimizer = stepwell.LBFGS([p], maximize=True)
+    assert optimizer.param_groups[0]["maximize"] is True
+    before = quadratic(p)().item()
+    optimizer.step(quadratic(p))
+    assert quadratic(p)().item() > before
+
+
+@shows("`LBFGS` with a group without parameters")
+def _() -> None:
+    optimizer = torch.optim.LBFGS([{"params": []}])
+    if "maximize" not in optimizer.defaults:
+        assert type(refused(lambda: optimizer.step(lambda: ZERO))) is IndexError
+    assert stepwell.LBFGS([{"params": []}]).step(lambda: ZERO) is ZERO
+
+
+@shows("`LBFGS`: a gradient of another shape than its parameter")
+def _() -> None:
+    for library in (torch.optim, stepwell):
+        p = param(2, 3)
+        optimizer = library.LBFGS([p])
+
+        def closure(p: Any = p) -> Tensor:
+            p.data = p.grad = torch.ones(2, 3)
+            p.data = torch.ones(3, 2)
+            return ZERO
+
+        if library is stepwell:
+            found = refused(lambda o=optimizer, c=closure: o.step(c))
+            assert "LBFGS, group 0, parameter 0: its gradient is torch.float32 of shape (2, 3)" in (
+                str(found)
+            )
+        else:
+            optimizer.step(closure)
+
+
+@shows('`Muon(adjust_lr_fn="spectral_unclamped")`')
+def _() -> None:
+    flag = {"adjust_lr_fn": "spectral_unclamped"}
+    if "maximize" not in inspect.signature(torch.optim.LBFGS).parameters:
+        assert "is not supported" in str(refused(lambda: torch.optim.Muon([param(2, 3)], **flag)))
+    moves = []
+    for options in ({}, flag):
+        p = param(2, 8)
+        grad = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
+        stepped(stepwell.Muon([p], lr=0.1, weight_decay=0.0, **options), grad)
+        moves.append(p.detach() - 1)
+    torch.testing.assert_close(moves[1], moves[0] * math.sqrt(2 / 8))
+
+
+@shows("`Muon(nesterov=False)` in bfloat16")
+def _() -> None:
+    def kept(library: Any) -> Tensor:
+        p = param(2, 8, dtype=torch.bfloat16)
+        optimizer = library.Muon([p], momentum=0.5, nesterov=False)
+        return stepped(optimizer, torch.full_like(p, 4.0)).state[p]["momentum_buffer"]
+
+    one, other = both(kept)
+    assert bool((other == 2).all())
+    if "functional" not in torch.optim.__all__:
+        assert float(one.norm()) == pytest.approx(1, rel=1e-2)
 
 
 @shows("`LBFGS`: a saved state of named parameters in another order")

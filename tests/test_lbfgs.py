@@ -129,14 +129,16 @@ def test_signature_and_defaults_are_those_of_torch() -> None:
         ours, theirs = (
             inspect.signature(getattr(cls, name)).parameters for cls in (LBFGS, torch.optim.LBFGS)
         )
-        assert [(p.name, p.kind, p.default) for p in ours.values()] == [
-            (p.name, p.kind, p.default) for p in theirs.values()
-        ]
+        expected = [(p.name, p.kind, p.default) for p in theirs.values()]
+        if name == "__init__" and "maximize" not in theirs:
+            # torch has it from 2.14 on
+            expected.append(("maximize", inspect.Parameter.KEYWORD_ONLY, False))
+        assert [(p.name, p.kind, p.default) for p in ours.values()] == expected
     one, other = (make(rosenbrock()[0], max_iter=9) for make in (LBFGS, torch.optim.LBFGS))
-    assert one.defaults == other.defaults
+    assert one.defaults == {**other.defaults, "maximize": False}
     assert one.defaults["max_eval"] == 11
     groups = [{k: v for k, v in o.param_groups[0].items() if k != "params"} for o in (one, other)]
-    assert groups[0] == groups[1]
+    assert groups[0] == {**groups[1], "maximize": False}
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -724,7 +726,7 @@ BAD_VALUES = [
     ("max_iter", 2.5, "max_iter must be"),
     ("max_eval", -3, "max_eval must be"),
     ("tolerance_grad", -1e-9, "tolerance_grad must be"),
-    ("tolerance_change", math.inf, "tolerance_change must be"),
+    ("tolerance_change", math.nan, "tolerance_change must be a number in [0, inf]"),
     ("history_size", 0, "history_size must be"),
     ("line_search_fn", "weak_wolfe", "only 'strong_wolfe' is supported"),
 ]
@@ -745,7 +747,6 @@ def test_what_is_no_vector_of_reals_is_refused_at_the_door() -> None:
     assert "on one device, got cpu and meta (LBFGS, group 0)" in str(
         refused(lambda: LBFGS([nn.Parameter(torch.ones(2)), elsewhere]))
     )
-    assert "empty parameter list" in str(refused(lambda: LBFGS([{"params": []}])))
 
 
 # Copies and checkpoints

@@ -213,7 +213,8 @@ def _assert_same_arguments(name: str, ours: Any, theirs: Any) -> None:
     shared = [(p.name, p.kind, repr(p.default)) for p in one.values() if p.name in other]
     assert shared == [(p.name, p.kind, repr(p.default)) for p in other.values()]
     more = [p for p in one.values() if p.name not in other]
-    assert {p.name for p in more} == ARGUMENTS[name]
+    # what a newer torch has too
+    assert {p.name for p in more} == ARGUMENTS[name] - other.keys()
     assert all(p.kind is Kinds.KEYWORD_ONLY for p in more)
 
 

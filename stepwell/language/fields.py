@@ -54,11 +54,15 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers from low to high; `open` names the ends that do not belong: "(", ")", "()"."""
+    """The numbers from low to high; `open` names the ends that do not belong: "(", ")", "()".
+
+    Infinity belongs only if the range is `endless`, for a number whose infinity means "always".
+    """
 
     low: float = -math.inf
     high: float = math.inf
     open: str = ""
+    endless: bool = False
 
     def __contains__(self, value: SupportsFloat) -> bool:
         try:
@@ -68,19 +72,22 @@ class Range:
         # written so that NaN fails
         above = self.low < number if "(" in self.open else self.low <= number
         below = number < self.high if ")" in self.open else number <= self.high
-        return above and below and not math.isinf(number)
+        return above and below and (self.endless or not math.isinf(number))
 
     @cached_property
     def ends(self) -> tuple[float, float]:
         """The smallest and the largest float that belong to it."""
         first, last = math.nextafter(self.low, math.inf), math.nextafter(self.high, -math.inf)
-        low = first if "(" in self.open or math.isinf(self.low) else self.low
-        high = last if ")" in self.open or math.isinf(self.high) else self.high
+        low = first if self._is_open("(", self.low) else self.low
+        high = last if self._is_open(")", self.high) else self.high
         return low, high
 
+    def _is_open(self, bracket: str, end: float) -> bool:
+        return bracket in self.open or (math.isinf(end) and not self.endless)
+
     def __str__(self) -> str:
-        left = "(" if "(" in self.open or math.isinf(self.low) else "["
-        right = ")" if ")" in self.open or math.isinf(self.high) else "]"
+        left = "(" if self._is_open("(", self.low) else "["
+        right = ")" if self._is_open(")", self.high) else "]"
         return f"{left}{self.low:g}, {self.high:g}{right}"
 
 
@@ -186,7 +193,7 @@ class Field:
         if self.kind != "number" or type(value) is not float or self.range is None:
             return value
         if value not in self.range:
-            for end in (self.range.low, self.range.high):
+            for end in filter(math.isfinite, (self.range.low, self.range.high)):
                 if end in self.range and abs(value - end) <= ROUNDING * max(1.0, abs(end)):
                     return float(end)
         return value

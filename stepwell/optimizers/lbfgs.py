@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY
 from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
-from ..cohort import Scaling
+from ..cohort import Scaling, place_of
 from ..inspection import check_dense, check_unexpanded
 from ..language import Message, NonNegative, Range
+from ..modes import undisturbed
 from ..optimizer import Optimizer
 from ..plan import Stepper
 from ..quasi_newton.history import History, fitted
@@ -24,6 +27,7 @@ from ..quasi_newton.vectors import dot, empty_vector, largest, sum_of_sizes
 __all__ = ["LBFGS"]
 
 Count = Annotated[int, Range(0)]
+Tolerance = Annotated[float | Tensor, Range(0, endless=True)]
 StrongWolfe = Annotated[Literal["strong_wolfe"], Message("only 'strong_wolfe' is supported")]
 
 
@@ -52,6 +56,7 @@ class LBFGS(Optimizer):
         tolerance_change: a step ends when loss or parameters change by less
         history_size: how many pairs (s, y) are kept
         line_search_fn: "strong_wolfe", or None to take every step as it is
+        maximize: climb instead of descend
 
     >>> weight = torch.nn.Parameter(torch.tensor([3.0]))
     >>> optimizer = LBFGS([weight], line_search_fn="strong_wolfe")
@@ -69,10 +74,12 @@ class LBFGS(Optimizer):
     lr: NonNegative = 1
     max_iter: Count = 20
     max_eval: Count | None = None
-    tolerance_grad: NonNegative = 1e-7
-    tolerance_change: NonNegative = 1e-9
+    tolerance_grad: Tolerance = 1e-7
+    tolerance_change: Tolerance = 1e-9
     history_size: Annotated[int, Range(1)] = 100
     line_search_fn: StrongWolfe | None = None
+    _: KW_ONLY
+    maximize: bool = False
 
     _history: History | None = None
     _warned = False
@@ -81,8 +88,6 @@ class LBFGS(Optimizer):
     def check(group: Mapping[str, Any]) -> str | None:
         """All parameters must fit into one vector of reals."""
         params = group["params"]
-        if not params:
-            return "optimizer got an empty parameter list"
         for index, param in enumerate(params):
             check_dense("LBFGS", param, f"parameter {index}")
             check_unexpanded("LBFGS", param, f"parameter {index}")
@@ -104,9 +109,9 @@ class LBFGS(Optimizer):
         super().add_param_group(param_group)
 
     def _make_plan(self, scaling: Scaling) -> Stepper:
-        raise TypeError("LBFGS.step() needs a closure that computes the loss and the gradients")
+        raise TypeError(_needs_closure(None))
 
-    def step(self, closure: Callable[[], Any] | None) -> Any:  # type: ignore[override]  # no default
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Iterate until a tolerance or a limit is reached.
 
         Args:
@@ -118,25 +123,44 @@ class LBFGS(Optimizer):
         Raises:
             RuntimeError: loss or gradient are not finite to begin with; nothing is changed
         """
-        if closure is None:
-            return self._prepare()
+        if not callable(closure):
+            raise TypeError(_needs_closure(closure))
         if len(self.param_groups) != 1:
             count = len(self.param_groups)
             raise AssertionError(f"Expected exactly one param_group, but got {count}")
+        params = self.param_groups[0]["params"]
+        with undisturbed(params):
+            with torch.enable_grad():
+                loss = closure()
+            scaling = self._scaling()
+            if params and not scaling.found_inf:
+                self._descend(closure, loss, scaling.grad_scale)
+        return loss
+
+    # as torch's, which has no default
+    step.__signature__ = inspect.signature(torch.optim.LBFGS.step)  # type: ignore[attr-defined]
+
+    def _descend(self, closure: Callable[[], Any], loss: Any, grad_scale: Any) -> None:
+        """Iterate, from what the first call of the closure has returned."""
         group = self.param_groups[0]
-        with torch.inference_mode(False), torch.no_grad():
-            objective = Objective(_unique(group["params"]), closure)
-            returned, loss, grad = objective.evaluate()
-            steepest = _finite("gradient", largest(grad))
-            point = Point(0.0, _finite("loss", loss), 0.0, grad)
-            state = self.state[group["params"][0]]
-            state.update(func_evals=state.get("func_evals", 0), n_iter=state.get("n_iter", 0))
-            try:
-                if steepest > group["tolerance_grad"]:
-                    self._iterate(objective, group, state, point)
-            finally:
-                state["func_evals"] += objective.evaluations
-        return returned
+        params = _unique(group["params"])
+        objective = Objective(
+            params,
+            closure,
+            grad_scale=grad_scale,
+            maximize=group["maximize"],
+            place=lambda index: place_of(group, 0, _index(group["params"], params[index])),
+        )
+        number, grad = objective.read(loss)
+        steepest = _finite("gradient", largest(grad))
+        point = Point(0.0, _finite("loss", number), 0.0, grad)
+        state = self.state[params[0]]
+        state.update(func_evals=state.get("func_evals", 0), n_iter=state.get("n_iter", 0))
+        try:
+            if steepest > group["tolerance_grad"]:
+                self._iterate(objective, group, state, point)
+        finally:
+            state["func_evals"] += objective.evaluations
 
     def _iterate(
         self, objective: Objective, group: Mapping[str, Any], state: dict[str, Any], point: Point
@@ -179,7 +203,7 @@ class LBFGS(Optimizer):
                 "LBFGS: loss or gradient are not finite anywhere along the gradient; the "
                 "parameters stay at the last finite point",
                 RuntimeWarning,
-                stacklevel=5,
+                stacklevel=6,
             )
         return False
 
@@ -219,10 +243,7 @@ class LBFGS(Optimizer):
     def _saved_state(self) -> dict[Any, Any]:
         # the rows of the history are written to as training goes on, and pickle would save all of
         # them with a view of one
-        return {
-            key: {name: _copied(value) for name, value in entry.items()}
-            for key, entry in self.state.items()
-        }
+        return {key: _copied(entry) for key, entry in self.state.items()}
 
     def state_bytes(self) -> int:
         """The memory that state and history take, in bytes; rows set aside are counted."""
@@ -236,13 +257,21 @@ class LBFGS(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         group = state["param_groups"][0]
-        for key, entry in state["state"].items():
-            if key is not group["params"][0] or "n_iter" not in entry:
+        entry = state["state"].get(group["params"][0]) if group["params"] else None
+        if entry:
+            self._recall(entry, empty_vector(_unique(group["params"])), group["history_size"])
+        super().__setstate__(state)
+
+    def _take(self, state: dict[Any, Any], groups: list[dict[str, Any]]) -> None:
+        """Make loaded state the optimizer's own, unless another rule has saved it."""
+        first = self.param_groups[0]["params"][:1]
+        for key, entry in state.items():
+            is_own = any(key is param for param in first) and "n_iter" in entry
+            if isinstance(key, Tensor) and entry and not is_own:
                 raise ValueError(
                     "LBFGS: its state belongs to the first parameter, and counts n_iter"
                 )
-            self._recall(entry, empty_vector(_unique(group["params"])), group["history_size"])
-        super().__setstate__(state)
+        super()._take(state, groups)
 
 
 def _max_eval(group: Mapping[str, Any]) -> int:
@@ -253,6 +282,27 @@ def _max_eval(group: Mapping[str, Any]) -> int:
 def _unique(params: list[Tensor]) -> list[Tensor]:
     """A parameter that is listed twice moves once."""
     return list({id(param): param for param in params}.values())
+
+
+def _index(params: list[Tensor], param: Tensor) -> int:
+    return next(index for index, known in enumerate(params) if known is param)
+
+
+def _needs_closure(got: Any) -> str:
+    """What is said where a step has no closure: Python's words, and what to write."""
+    words = "LBFGS.step() missing 1 required positional argument: 'closure'"
+    if got is not None:
+        words = f"LBFGS.step(): '{type(got).__name__}' object is not callable"
+    return (
+        f"{words} (LBFGS needs a closure that computes the loss and the gradients anew, and "
+        "returns the loss, as\n"
+        "    def closure():\n"
+        "        optimizer.zero_grad()\n"
+        "        loss = loss_fn(model(inputs), targets)\n"
+        "        loss.backward()\n"
+        "        return loss\n"
+        "    optimizer.step(closure))"
+    )
 
 
 def _finite(what: str, number: float) -> float:
@@ -329,6 +379,8 @@ def _resumed(state: Mapping[str, Any], like: Tensor) -> dict[str, Any]:
 
 
 def _copied(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_copied(item) for item in value]
     return value.clone() if isinstance(value, Tensor) else value

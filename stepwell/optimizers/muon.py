@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass
 from functools import cache, cached_property
 from itertools import groupby, islice
-from typing import Annotated, Any, Literal, NamedTuple, cast
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,8 +17,10 @@ from ..cohort import Scaling
 from ..declaration import Declaration
 from ..inspection import Inspection, Row
 from ..language import Formula, Message, NonNegative, Range, Real, lerp, zeros
+from ..modes import undisturbed, without_autocast
 from ..optimizer import Optimizer
 from ..plan import Stepper
+from ..shards import is_sharded, part_of, whole
 from ..state import create_state
 
 __all__ = ["Muon"]
@@ -42,7 +44,7 @@ Steps = Annotated[
     Message("Number of steps must be less than 100 for computational efficiency, got {value}"),
 ]
 Adjustment = Annotated[
-    Literal["original", "match_rms_adamw"] | None,
+    Literal["original", "match_rms_adamw", "spectral_unclamped"] | None,
     Message("Adjust learning rate function {value} is not supported"),
 ]
 
@@ -54,12 +56,14 @@ class Muon(Optimizer):
         U <- B                          (nesterov: mu B + (1 - mu) g)
         X <- U / |U|                    (the norm of all elements, eps if that is larger)
         X <- a X + b A X + c A A X      with A = X X^T, ns_steps times
-        p <- p (1 - lr wd) - lr s X     s = sqrt(max(1, rows / columns)), or, with
-                                        match_rms_adamw, 0.2 sqrt(max(rows, columns))
+        p <- p (1 - lr wd) - lr s X     s = sqrt(max(1, rows / columns)), or
+                                        0.2 sqrt(max(rows, columns)) with match_rms_adamw,
+                                        sqrt(rows / columns) with spectral_unclamped
 
     Paper: Jordan et al., Muon: An optimizer for hidden layers in neural networks, 2024,
     https://kellerjordan.github.io/posts/muon. `match_rms_adamw`: Liu et al., Muon is Scalable for
-    LLM Training, arXiv:2502.16982.
+    LLM Training, arXiv:2502.16982. `spectral_unclamped`: Bernstein, Deriving Muon, 2025,
+    https://jeremybernste.in/writing/deriving-muon.
 
     It is for the weights of hidden layers. A parameter needs two dimensions or more; embeddings,
     heads and what has fewer are for AdamW, and `stepwell.groups.muon_split(model)` makes both
@@ -143,28 +147,36 @@ class _Stepper:
         self, declaration: Declaration, groups: list[dict[str, Any]], state: dict[Tensor, Any]
     ) -> None:
         self._declaration, self._groups, self._state = declaration, groups, state
+        self._scale: Any = None
         self._found: list[Piece] = []
 
     def load(self, scaling: Scaling) -> bool:
         """Gather the pieces; all that is refused is refused before any state is made."""
-        # what is made in inference mode could not be written to outside of it
-        with torch.inference_mode(False), torch.no_grad():
-            self._found = self._pieces()
+        rows = self._inspect()
+        # it may lie on a device, for whose answer a rule of several calls has to wait
+        rows = [] if scaling.found_inf else rows
+        held = [value for row in rows for value in self._state.get(row.param, {}).values()]
+        with undisturbed([row.param for row in rows] + held):
+            self._scale, self._found = scaling.grad_scale, self._pieces(rows)
         return True
 
     def run(self) -> None:
         """Update all parameters."""
         found, self._found = self._found, []
-        with torch.inference_mode(False), torch.no_grad():
+        with undisturbed([x for piece in found for x in (piece.param, piece.buffer)]):
+            if self._scale is not None:
+                for piece in found:
+                    if piece.turn == 1:
+                        _unscale(piece.grad, self._scale)
             for batch in _batches(found):
-                _step(batch)
+                with without_autocast(batch[0].param.device):
+                    _step(batch)
 
     def describe(self) -> list[str]:
         """What runs a step."""
         return ["batches of matrices"]
 
-    def _pieces(self) -> list[Piece]:
-        rows = self._inspect()
+    def _pieces(self, rows: list[Row]) -> list[Piece]:
         settings = [Settings.of(group) for group in self._groups]
         turns: Counter[int] = Counter()
         found: list[Piece] = []
@@ -188,6 +200,13 @@ class _Stepper:
         return Inspection(
             formula, self._groups, self._state, grad_scale=None, densify=False, known={}
         ).rows()
+
+
+def _unscale(grad: Tensor, scale: Any) -> None:
+    """Undo a loss scaler's factor, where others see the gradient too."""
+    wide = torch.promote_types(grad.dtype, torch.float32)
+    with undisturbed([grad]):
+        grad.copy_(grad.to(wide) * (1 / scale))
 
 
 def _average(param: Any, grad: Any, state: Any, group: Any) -> Any:
@@ -274,12 +293,13 @@ class Piece:
         rows, columns = self.shape
         if self.settings.adjust == "match_rms_adamw":
             return self.settings.lr * 0.2 * math.sqrt(max(rows, columns))
-        return self.settings.lr * math.sqrt(max(1.0, rows / columns))
+        least = 0.0 if self.settings.adjust == "spectral_unclamped" else 1.0
+        return self.settings.lr * math.sqrt(max(least, rows / columns))
 
     def cut(self) -> list[Piece]:
         """If it has many matrices, pieces of the size of a batch; nothing if it is empty."""
         size = self.param.numel()
-        if not self.settings.batch_dims or size <= self.most or self.is_sharded:
+        if not self.settings.batch_dims or size <= self.most or is_sharded(self.param):
             return [self] if size else []
         length = max(1, self.most * len(self.param) // size)
         tensors = self.param.detach(), self.grad.detach(), self.buffer
@@ -290,11 +310,6 @@ class Piece:
     def most(self) -> int:
         """How many elements a batch may have."""
         return MOST_ON_CPU if self.param.device.type == "cpu" else MOST_ELSEWHERE
-
-    @property
-    def is_sharded(self) -> bool:
-        """Whether it is a DTensor."""
-        return hasattr(self.param, "full_tensor")
 
 
 def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
@@ -335,8 +350,8 @@ def _directions(run: list[Piece], dtype: torch.dtype) -> list[Tensor]:
     torch._foreach_lerp_(buffers, grads, 1 - momentum)
     if run[0].settings.nesterov:
         buffers = list(torch._foreach_lerp(grads, buffers, momentum))
-    if run[0].is_sharded:
-        buffers = [whole.full_tensor() for whole in cast(list[Any], buffers)]
+    if is_sharded(run[0].param):
+        buffers = list(map(whole, buffers))
     return [buffer.to(dtype).reshape(-1, *run[0].shape) for buffer in buffers]
 
 
@@ -346,21 +361,11 @@ def _move(run: list[Piece], orthogonal: list[Tensor]) -> None:
     kept = 1 - settings.lr * settings.weight_decay
     if kept != 1:
         # a tensor, for on a CPU this call rounds a float to half precision before it multiplies
-        torch._foreach_mul_(params, torch.tensor(kept, dtype=torch.float64))
+        torch._foreach_mul_(params, torch.tensor(kept, dtype=torch.float64, device="cpu"))
     shaped = [x.reshape(param.shape) for x, param in zip(orthogonal, params, strict=True)]
-    if run[0].is_sharded:
-        shaped = [_sharded(x, param) for x, param in zip(shaped, params, strict=True)]
+    if is_sharded(run[0].param):
+        shaped = [part_of(x, param) for x, param in zip(shaped, params, strict=True)]
     torch._foreach_add_(params, shaped, alpha=-run[0].step_size)
-
-
-def _sharded(whole: Tensor, like: Any) -> Tensor:
-    """This process's part of a tensor that all of them have."""
-    from torch.distributed.tensor import DTensor, Replicate
-
-    mesh = like.device_mesh
-    everywhere = DTensor.from_local(whole, mesh, [Replicate()] * mesh.ndim, run_check=False)
-    part: Tensor = everywhere.redistribute(placements=like.placements)
-    return part
 
 
 def _orthogonalize(x: Tensor, iteration: Iteration) -> Tensor:

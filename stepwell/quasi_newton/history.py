@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ..modes import without_autocast
 from .vectors import dot
 
 __all__ = ["History"]
@@ -64,7 +65,8 @@ class History:
             return None
         row = self._make_room()
         known = self.inverse[: self.count, : self.count]
-        column = known @ (self.rows[0, : self.count] @ y)
+        with without_autocast(y.device):
+            column = known @ (self.rows[0, : self.count] @ y)
         self.inverse[: self.count, row] = column.div_(-ys)
         self.inverse[row, row] = 1 / ys
         torch.mul(d, t, out=self.rows[0, row])
@@ -90,16 +92,19 @@ class History:
             return torch.mul(grad, -scale, out=out)
         s, y = self.rows[0, : self.count], self.rows[1, : self.count]
         inverse = self.inverse[: self.count, : self.count]
-        alpha = inverse @ (s @ grad)
-        q = torch.addmv(grad, y.T, alpha, alpha=-1, out=self._work)
-        rest = torch.addcdiv(y @ q, alpha, inverse.diagonal(), value=-1 / scale)
-        return torch.addmv(q, s.T, inverse.T @ rest, beta=-scale, alpha=scale, out=out)
+        with without_autocast(grad.device):
+            alpha = inverse @ (s @ grad)
+            q = torch.addmv(grad, y.T, alpha, alpha=-1, out=self._work)
+            rest = torch.addcdiv(y @ q, alpha, inverse.diagonal(), value=-1 / scale)
+            return torch.addmv(q, s.T, inverse.T @ rest, beta=-scale, alpha=scale, out=out)
 
     def fits(self, like: Tensor, limit: int) -> bool:
         """Whether vectors like this can join, up to so many."""
         mine, theirs = self._work, like
-        return (self.limit, mine.shape, mine.dtype, mine.device) == (
-            (limit, theirs.shape, theirs.dtype, theirs.device)
+        # what was made in inference mode can be written to there only
+        return mine.is_inference() <= theirs.is_inference() and (
+            (self.limit, mine.shape, mine.dtype, mine.device)
+            == (limit, theirs.shape, theirs.dtype, theirs.device)
         )
 
     def listed(self) -> dict[str, Any]:
@@ -133,7 +138,8 @@ class History:
         order = [(self.oldest + i) % count for i in range(count)]
         for row, s, y in zip(order, steps, changes, strict=True):
             self.rows[0, row], self.rows[1, row] = fitted(s, self._work), fitted(y, self._work)
-        inverses = torch.stack([torch.as_tensor(x) for x in ro]).to(self._work)
+        dtype, device = self._work.dtype, self._work.device
+        inverses = torch.stack([torch.as_tensor(x, dtype=dtype, device=device) for x in ro])
         known, saved = slice(0, count), state.get("inverse")
         # torch carries it along, and lists other pairs after its next step
         if (
@@ -144,7 +150,8 @@ class History:
             self.inverse[known, known] = saved[known, known]
             return
         s, y = self.rows[:, order]
-        triangle = torch.triu(s @ y.T, 1) + torch.diag(1 / inverses)
+        with without_autocast(s.device):
+            triangle = torch.triu(s @ y.T, 1) + torch.diag(1 / inverses)
         unit = torch.eye(count, dtype=triangle.dtype, device=triangle.device)
         solved = torch.linalg.solve_triangular(triangle, unit, upper=True)
         place = torch.tensor(order, device=triangle.device)
@@ -153,4 +160,5 @@ class History:
 
 def fitted(value: Tensor, like: Tensor) -> Tensor:
     """A saved vector as one like this; as many numbers it must have."""
-    return value.to(like).reshape(like.shape)
+    fit = value.to(like).reshape(like.shape)
+    return fit.clone() if fit.is_inference() and not like.is_inference() else fit

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..modes import in_autocast
+from ..shards import is_sharded, mean_over, part_of, whole
 from .vectors import dot, empty_vector, flat_grad, largest, reals
 
 __all__ = ["Line", "Objective", "Point"]
@@ -18,6 +20,16 @@ __all__ = ["Line", "Objective", "Point"]
 class Objective:
     """The loss as a function of all parameters, strung together into one vector of reals.
 
+    Where parameters are distributed, every process has the whole vector, and the loss is the mean
+    of what its closures return, so that all processes take the same way.
+
+    Args:
+        params: the parameters, each of them once
+        closure: computes the loss and the gradients anew, and returns the loss
+        grad_scale: what gradients must be divided by, or None
+        maximize: whether to take the loss times -1
+        place: what messages call a parameter, by its index
+
     Attributes:
         evaluations: how often the closure has been called and returned
         resting: the indices of frozen parameters, which got no gradient at the latest evaluation
@@ -25,11 +37,25 @@ class Objective:
 
     resting: tuple[int, ...] = ()
 
-    def __init__(self, params: Sequence[Tensor], closure: Callable[[], Any]) -> None:
+    def __init__(
+        self,
+        params: Sequence[Tensor],
+        closure: Callable[[], Any],
+        *,
+        grad_scale: Any = None,
+        maximize: bool = False,
+        place: Callable[[int], str] = "parameter {}".format,
+    ) -> None:
         self._params = params
-        self._reals = [reals(param) for param in params]
         self._closure = closure
+        self._sign = -1.0 if maximize else 1.0
+        self._factor = self._sign / (1.0 if grad_scale is None else float(grad_scale))
+        self._place = place
         self._from, self._to = empty_vector(params), empty_vector(params)
+        # a distributed parameter, and all of its numbers
+        self._pairs: list[tuple[Any, Tensor]] = [(p, _empty(p)) for p in params if is_sharded(p)]
+        wholes = {id(param): numbers for param, numbers in self._pairs}
+        self._reals = [reals(wholes.get(id(param), param)) for param in params]
         self._ends = list(accumulate(real.numel() for real in self._reals))
         pairs = zip(self._split(self._to), self._reals, strict=True)
         self._pieces = [x.view(real.shape) for x, real in pairs]
@@ -47,30 +73,68 @@ class Objective:
 
     def depart(self) -> None:
         """Moves start from where the parameters are now."""
+        for param, numbers in self._pairs:
+            numbers.copy_(whole(param))
         torch.cat([real.reshape(-1) for real in self._reals], out=self._from)
 
     def move(self, direction: Tensor, t: float) -> None:
         """Set the parameters to what they were at the departure, plus `t * direction`."""
         torch.add(self._from, direction, alpha=t, out=self._to)
         torch._foreach_copy_(self._reals, self._pieces)
+        for param, numbers in self._pairs:
+            param.copy_(part_of(numbers, param))
 
     def is_finite(self) -> bool:
-        """Whether all parameters are, where they are now."""
+        """Whether all parameters are, where they have been moved to."""
         return all(math.isfinite(largest(real)) for real in self._reals)
 
     def evaluate(self) -> tuple[Any, float, Tensor]:
         """What the closure returns, that as a number, and the gradient."""
+        if in_autocast(self._from.device):
+            # it keeps copies of parameters, which have moved since
+            torch.clear_autocast_cache()
         with torch.enable_grad():
             returned = self._closure()
+        return returned, *self.read(returned)
+
+    def read(self, returned: Any) -> tuple[float, Tensor]:
+        """What an evaluation has found: the loss, given what the closure returned, and gradient."""
         self.evaluations += 1
-        if returned is None:
-            raise TypeError("the closure must return the loss, got None")
-        # what float() says of a tensor with a history is a warning
-        loss = returned.item() if isinstance(returned, Tensor) else float(returned)
+        loss = self._sign * _number(returned)
+        if self._pairs:
+            loss = mean_over(self._pairs[0][0].device_mesh, loss)
         params = enumerate(self._params)
         self.resting = tuple(i for i, p in params if p.grad is None and not p.requires_grad)
-        grad = torch.cat([flat_grad(param) for param in self._params])
-        return returned, loss, grad.to(self._to.dtype)
+        grad = torch.cat([self._flat_grad(i, p) for i, p in enumerate(self._params)])
+        grad = grad.to(self._to.dtype)
+        return loss, grad if self._factor == 1 else grad.mul_(self._factor)
+
+    def _flat_grad(self, index: int, param: Tensor) -> Tensor:
+        try:
+            return flat_grad(param)
+        except RuntimeError as error:
+            raise RuntimeError(f"LBFGS, {self._place(index)}: {error}") from error
+
+
+def _empty(like: Tensor) -> Tensor:
+    """A plain tensor with as many numbers as all of a distributed one."""
+    return torch.empty(like.shape, dtype=like.dtype, device=like.device)
+
+
+def _number(returned: Any) -> float:
+    """The loss that a closure has returned, as a float."""
+    try:
+        # what float() says of a tensor with a history is a warning
+        return float(whole(returned).detach() if isinstance(returned, Tensor) else returned)
+    except (RuntimeError, TypeError, ValueError) as error:
+        kind = next(k for k in (RuntimeError, TypeError, ValueError) if isinstance(error, k))
+        got = type(returned).__name__ if returned is not None else "None"
+        if isinstance(returned, Tensor):
+            got = f"a Tensor of shape {tuple(returned.shape)} ({returned.dtype})"
+        raise kind(
+            f"{error} (LBFGS: the closure must return the loss, got {got}; it must be one real "
+            "number, as the sum or the mean of several losses is)"
+        ) from error
 
 
 class Point(NamedTuple):

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..shards import whole
+
 __all__ = ["dot", "empty_vector", "flat_grad", "largest", "reals"]
 
 
@@ -26,10 +28,24 @@ def empty_vector(params: Sequence[Tensor]) -> Tensor:
 
 
 def flat_grad(param: Tensor) -> Tensor:
-    """The gradient as a vector of reals; zeros if there is none."""
+    """The gradient as a vector of reals; zeros if there is none.
+
+    Raises:
+        RuntimeError: it is no gradient of this parameter
+    """
     grad = torch.zeros_like(param) if param.grad is None else param.grad
-    dense = grad if grad.layout is torch.strided else grad.to_dense()
+    if (
+        grad.shape != param.shape
+        or grad.device != param.device
+        or grad.is_complex() != param.is_complex()
+    ):
+        raise RuntimeError(f"its gradient is {_kind(grad)}, the parameter {_kind(param)}")
+    dense = whole(grad if grad.layout is torch.strided else grad.to_dense())
     return reals(dense.resolve_conj()).reshape(-1)
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}"
 
 
 def largest(values: Tensor) -> float:
