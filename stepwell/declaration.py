@@ -16,9 +16,16 @@ from typing_extensions import dataclass_transform
 from .language import Formula, Maximize, Unscale, compose
 from .language.fields import Field, Slot, count, fields_of, near_miss, slots_of
 
-__all__ = ["Declaration", "Flags", "declare"]
+__all__ = ["Declaration", "Flags", "MissingKeyError", "declare"]
 
 OWN_KEYS = ("params", "param_names")
+
+
+class MissingKeyError(KeyError):
+    """A KeyError that prints its words as they are; any other prints them in quotes."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +52,16 @@ class Declaration:
         """The smallest and the largest float that a group may hold of each number."""
         fields = self.fields.items()
         return {name: f.range.ends for name, f in fields if f.kind == "number" and f.range}
+
+    @cached_property
+    def unlisted(self) -> dict[str, Any]:
+        """The defaults of hyperparameters that a group holds only where they differ from them."""
+        return {name: f.default for name, f in self.fields.items() if f.unlisted}
+
+    def listed(self, group: Mapping[str, Any]) -> dict[str, Any]:
+        """The group without what is unlisted and at its default."""
+        unlisted = self.unlisted
+        return {k: v for k, v in group.items() if not (k in unlisted and v == unlisted[k])}
 
     @property
     def arguments(self) -> list[Field]:

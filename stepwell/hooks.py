@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-import torch
-from torch._C._dynamo import eval_frame
 from torch.autograd import profiler
 from torch.optim.optimizer import _global_optimizer_post_hooks as global_post_hooks
 from torch.optim.optimizer import _global_optimizer_pre_hooks as global_pre_hooks
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["KINDS", "Hooks", "hooked", "outside_graphs", "profiled"]
+from .compiling import get_eval_frame_callback, leave_alone, uncompiled
+
+__all__ = ["KINDS", "Hooks", "hooked", "profiled"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-get_eval_frame_callback = getattr(
-    eval_frame, "get_eval_frame_callback", torch.compiler.is_compiling
-)
-"""Says whether torch.compile is at work; a call of C, unlike the public one."""
 
 KINDS = (
     "_optimizer_step_pre_hooks",
@@ -36,21 +32,47 @@ KINDS = (
 
 
 class Hooks:
-    """The hooks of one optimizer, each kind in the order in which it runs."""
+    """The hooks of one optimizer, each kind in the order in which it runs.
+
+    A wrapper around an optimizer may be a subclass that never calls `Optimizer.__init__`. Then its
+    `step` is left as it is, as torch leaves it, until a hook is registered with the wrapper itself.
+    """
 
     _stepping = False
+    _is_wrapper = False
+    """Whether this never was constructed: global hooks, and the profile, see what it wraps."""
 
     def _make_hooks(self) -> None:
-        """Make the registries that are not there yet."""
+        """Make the registries that are not there yet, and a step that looks at them."""
         for kind in KINDS:
             vars(self).setdefault(kind, OrderedDict())
+        self._patch_step_function()
+
+    def _patch_step_function(self) -> None:
+        """Put the hooks around the step of this class, if it has one of its own."""
+        cls: Any = type(self)
+        step = cls.step
+        if inspect.isfunction(step) and not hasattr(step, "hooked"):
+            cls.step = hooked(step)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Make the registries of a wrapper that never was constructed."""
+            if name not in KINDS:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            self._is_wrapper = True
+            self._make_hooks()
+            return vars(self)[name]
 
     def _hooks(self, kind: str) -> list[Callable[..., Any]]:
         """The hooks of a kind as they are now; a hook may remove itself."""
-        return list(vars(self)[f"_optimizer_{kind}_hooks"].values())
+        # not of vars(self): a wrapper may answer with the registries of what it wraps
+        hooks = getattr(self, f"_optimizer_{kind}_hooks")
+        return list(hooks.values())
 
     def _register(self, kind: str, hook: Any, prepend: bool = False) -> RemovableHandle:
-        hooks = vars(self)[f"_optimizer_{kind}_hooks"]
+        hooks = getattr(self, f"_optimizer_{kind}_hooks")
         handle = RemovableHandle(hooks)
         hooks[handle.id] = hook
         if prepend:
@@ -99,33 +121,6 @@ class Hooks:
         return self._register("load_state_dict_post", hook, prepend)
 
 
-def outside_graphs(method: Callable[P, R]) -> Callable[P, R]:
-    """A method that code under torch.compile calls as it is, with a break in the graph.
-
-    torch.compiler.disable does the same, but costs more than a small step.
-    """
-
-    @functools.wraps(method)
-    def around(*args: P.args, **kwargs: P.kwargs) -> R:
-        if get_eval_frame_callback():
-            quiet: Callable[P, R] = torch.compiler.disable(method)  # type: ignore[no-untyped-call]
-            return quiet(*args, **kwargs)
-        return method(*args, **kwargs)
-
-    _leave_alone(around)
-    return around
-
-
-def _leave_alone(function: Any) -> None:
-    """Keep torch.compile from inlining a function into a graph, and from looking at it itself."""
-    function._torchdynamo_disable = True
-    # private to torch: without it, a compiled step costs a look at this frame, and works as well
-    if hasattr(eval_frame, "_FrameExecStrategy") and hasattr(eval_frame, "set_code_exec_strategy"):
-        action = eval_frame._FrameAction
-        skip = eval_frame._FrameExecStrategy(action.SKIP, action.DEFAULT)
-        eval_frame.set_code_exec_strategy(function.__code__, skip)
-
-
 def hooked(step: Callable[P, R]) -> Callable[P, R]:
     """A `step` with the hooks, and the label in a profile, around it."""
 
@@ -133,8 +128,7 @@ def hooked(step: Callable[P, R]) -> Callable[P, R]:
     def around(*args: P.args, **kwargs: P.kwargs) -> R:
         optimizer: Any = args[0]
         if get_eval_frame_callback():
-            quiet: Callable[P, R] = torch.compiler.disable(around)  # type: ignore[no-untyped-call]
-            return quiet(*args, **kwargs)
+            return uncompiled(around, args, kwargs)
         if (
             global_pre_hooks
             or global_post_hooks
@@ -148,7 +142,7 @@ def hooked(step: Callable[P, R]) -> Callable[P, R]:
         optimizer._optimizer_step_code()
         return result
 
-    _leave_alone(around)
+    leave_alone(around)
     # torch wraps a step that does not say this
     around.hooked = True  # type: ignore[attr-defined]
     return around
@@ -160,14 +154,16 @@ def _observed(step: Any, optimizer: Any, args: Any, kwargs: Any) -> Any:
         return step(*args, **kwargs)
     optimizer._stepping = True
     try:
+        if optimizer._is_wrapper:
+            return _with_hooks(step, optimizer, args, kwargs, {}, {})
         with profiled(optimizer, "step"):
-            return _with_hooks(step, optimizer, args, kwargs)
+            return _with_hooks(step, optimizer, args, kwargs, global_pre_hooks, global_post_hooks)
     finally:
         del optimizer._stepping
 
 
-def _with_hooks(step: Any, optimizer: Any, args: Any, kwargs: Any) -> Any:
-    for hook in [*global_pre_hooks.values(), *optimizer._hooks("step_pre")]:
+def _with_hooks(step: Any, optimizer: Any, args: Any, kwargs: Any, before: Any, after: Any) -> Any:
+    for hook in [*before.values(), *optimizer._hooks("step_pre")]:
         replaced = hook(optimizer, args, kwargs)
         if replaced is not None:
             if not (isinstance(replaced, tuple) and len(replaced) == 2):
@@ -178,7 +174,7 @@ def _with_hooks(step: Any, optimizer: Any, args: Any, kwargs: Any) -> Any:
             args, kwargs = replaced
     result = step(*args, **kwargs)
     optimizer._optimizer_step_code()
-    for hook in [*optimizer._hooks("step_post"), *global_post_hooks.values()]:
+    for hook in [*optimizer._hooks("step_post"), *after.values()]:
         hook(optimizer, args, kwargs)
     return result
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from operator import itemgetter
 from typing import Any
 
@@ -12,12 +13,18 @@ from torch import Tensor
 
 from .language import Formula
 
-__all__ = ["Hyperparameters", "columns_of", "is_elsewhere"]
+__all__ = ["Checked", "Hyperparameters", "columns_of", "is_elsewhere"]
 
 
 def is_elsewhere(value: Any) -> bool:
     """Whether looking at this number would wait for a device."""
     return isinstance(value, Tensor) and value.device.type != "cpu"
+
+
+class Checked(dict[str, Any]):
+    """A group that has checked what was written to it; any other is checked as it is read."""
+
+    __slots__ = ()
 
 
 def columns_of(formula: Formula) -> list[str]:
@@ -43,8 +50,15 @@ class Hyperparameters:
     def __init__(self, formula: Formula, groups: list[dict[str, Any]]) -> None:
         self.formula = formula
         self.groups = groups
-        self.names = [name for name in formula.fields if name != "grad_scale"]
-        self._read = itemgetter(*self.names, self.names[0])
+        # an unlisted key that no group has is not looked for: a group that gets it has one key more
+        self.names = [
+            name
+            for name, field in formula.fields.items()
+            if name != "grad_scale" and not (field.unlisted and all(name not in g for g in groups))
+        ]
+        self._read: Callable[[Any], tuple[Any, ...]] = itemgetter(*self.names, self.names[0])
+        if not all(name in group for group in groups for name in self.names):
+            self._read = self._read_each
         self.columns = columns_of(formula)
         self.table: npt.NDArray[np.float64] = np.full((len(groups), len(self.columns)), np.nan)
         self.on_device: dict[tuple[int, int], Tensor] = {}
@@ -72,6 +86,10 @@ class Hyperparameters:
         stored = [self._store(index, found[index]) for index in changed]
         return all(stored)
 
+    def _read_each(self, group: Mapping[str, Any]) -> tuple[Any, ...]:
+        fields = self.formula.fields
+        return tuple(group.get(name, fields[name].default) for name in self.names)
+
     def has_some_elsewhere(self) -> bool:
         """Whether a number is a tensor on a device."""
         return any(static is not None and static[1] for static in self._static)
@@ -79,6 +97,9 @@ class Hyperparameters:
     def _store(self, index: int, values: tuple[Any, ...]) -> bool:
         group = dict(zip(self.names, values, strict=False), grad_scale=self._scale)
         row: list[float] = []
+        if not isinstance(self.groups[index], Checked):
+            for name in self.names:
+                self.formula.fields[name].check(group[name], self.formula.name, f"group {index}")
         has_tensor = has_elsewhere = False
         for f in self.formula.fields.values():
             if f.kind in ("number", "tuple"):

@@ -6,10 +6,8 @@ here, once.
 
 from __future__ import annotations
 
-import inspect
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from copy import copy
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
 import torch
@@ -26,16 +24,17 @@ from torch.optim.optimizer import (
 from torch.optim.optimizer import required as required
 
 from .cohort import Scaling, local_part
+from .compiling import outside_graphs
 from .declaration import Declaration, Flags, declare
-from .hooks import KINDS, Hooks, hooked, outside_graphs, profiled
+from .hooks import hooked, profiled
 from .hyperparameters import is_elsewhere
 from .inspection import check_dense
 from .language import Formula, Transform, program_for
-from .matching import LoadReport, match, refusal
-from .param_groups import Group, add_group, as_groups
+from .matching import LoadReport
+from .param_groups import add_group, as_groups, check_groups
+from .persistence import Persistence
 from .plan import Plan, Stepper
 from .state import create_state
-from .state_dict import Layout, Loading, Policy, load_group, load_state, pack, read
 
 # torch has it from 2.13 on
 swap_in_optimizer_params_and_state: Any = getattr(
@@ -63,16 +62,11 @@ if not TYPE_CHECKING:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-StateDict = dict[str, Any]
-
-# what a copy or a pickle does not take along
-PASSING = {"_held", "_kept", "_opt_called", "_stepping", "_warned_capturable_if_run_uncaptured"}
-
-
 UNSCALED = Scaling()
 
 
-class Optimizer(Hooks, Flags, TorchOptimizer):
+# torch's load_state_dict returns nothing
+class Optimizer(Persistence, Flags, TorchOptimizer):  # type: ignore[misc]
     """Base class of all optimizers, and torch's `Optimizer` to whoever asks with isinstance.
 
     A rule is a subclass whose annotations are hyperparameters, whose `zeros()` and the like are
@@ -116,9 +110,6 @@ class Optimizer(Hooks, Flags, TorchOptimizer):
         super().__init_subclass__(**kwargs)
         cls._zero_grad_profile_name = f"Optimizer.zero_grad#{cls.__name__}.zero_grad"
         declare(cls, Optimizer)
-        step = cls.step
-        if inspect.isfunction(step) and not hasattr(step, "hooked"):
-            cls.step = hooked(step)  # type: ignore[assignment, method-assign]
 
     @property
     def composition(self) -> str:
@@ -137,8 +128,7 @@ class Optimizer(Hooks, Flags, TorchOptimizer):
         else:
             self.defaults = _torch_defaults(*args, **kwargs)
         self.state: defaultdict[Tensor, Any] = defaultdict(dict)
-        self.param_groups: list[dict[str, Any]] = []
-        self._held: tuple[Stepper, Any, Any] | None = None
+        self.param_groups = []
         self._make_hooks()
         self._warned_capturable_if_run_uncaptured = True
         if self.declaration.fields and self.defaults.get("fused"):
@@ -202,9 +192,13 @@ class Optimizer(Hooks, Flags, TorchOptimizer):
             if not is_elsewhere(scaling.found_inf) and scaling.found_inf:
                 return _rest
         held = self._held
+        groups = own.get("param_groups")
+        if groups is None:
+            # of a subclass that keeps them elsewhere, or a wrapper that asks what it wraps
+            groups = self.param_groups
         if (
             held is None
-            or held[1] is not self.param_groups
+            or held[1] is not groups
             or held[2] is not self.state
             or not held[0].load(scaling)
         ):
@@ -216,6 +210,7 @@ class Optimizer(Hooks, Flags, TorchOptimizer):
         return Scaling(vars(self).get("grad_scale"), vars(self).get("found_inf"))
 
     def _plan_anew(self, scaling: Scaling) -> tuple[Stepper, Any, Any]:
+        check_groups(self.param_groups, self.declaration)
         plan = self._make_plan(scaling)
         if not plan.load(scaling):
             raise RuntimeError(
@@ -317,137 +312,7 @@ class Optimizer(Hooks, Flags, TorchOptimizer):
                 if isinstance(value, Tensor):
                     value.share_memory_()  # type: ignore[no-untyped-call]
 
-    # Checkpoints
-
-    @outside_graphs
-    def state_dict(self) -> StateDict:
-        """The state and the groups, in torch's layout; tensors are the live ones, not copies."""
-        for hook in self._hooks("state_dict_pre"):
-            hook(self)
-        state_dict = pack(self.param_groups, self._saved_state())
-        for hook in self._hooks("state_dict_post"):
-            replaced = hook(self, state_dict)
-            state_dict = state_dict if replaced is None else replaced
-        return state_dict
-
-    def _saved_state(self) -> Mapping[Any, Any]:
-        """What `state_dict` packs; for a rule whose tensors must not be saved as they are."""
-        return self.state
-
-    @outside_graphs
-    def load_state_dict(  # type: ignore[override]  # torch returns None
-        self, state_dict: StateDict, *, strict: bool = True, dtype: str | torch.dtype = "saved"
-    ) -> LoadReport:
-        """Take over what `state_dict` of this class, or of torch's class of this name, returned.
-
-        Parameters are matched by name where both sides know all names (`named_parameters()`),
-        else by order. A named parameter may have moved to another group; a saved group goes to
-        the group that shares the most names with it. Tensors are copied, to the device of their
-        parameter. `foreach`, `fused`, `capturable` and `differentiable` stay as constructed, and
-        so does what the state dict lacks.
-
-        Args:
-            state_dict: what to load
-            strict: refuse a state dict that does not fit; otherwise load what fits: a parameter
-                whose state is missing, or not whole, keeps the state that it has; what only a
-                transform lacks, an average say, starts anew
-            dtype: keep state in the precision in which it was "saved", cast it to that of its
-                parameter ("param"), as torch does, or to this one
-
-        Returns:
-            what was not loaded
-
-        Raises:
-            ValueError, TypeError, KeyError: it does not fit; nothing is changed
-        """
-        loading = self._prepare_load(state_dict, strict, Policy(dtype, self.declaration.owner))
-        saved, matched, _, _, report = loading
-        if strict and not report.is_empty:
-            owner = self.declaration.owner
-            raise ValueError(refusal(owner, self.param_groups, saved.groups, matched, report))
-        self._finish_load(loading)
-        return report
-
-    def _prepare_load(self, state_dict: StateDict, strict: bool, policy: Policy) -> Loading:
-        """Check a state dict and make what it asks for, without changing anything."""
-        given: Any = copy(state_dict)
-        for hook in self._hooks("load_state_dict_pre"):
-            replaced = hook(self, given)
-            given = given if replaced is None else replaced
-        saved = read(given, policy.owner)
-        matched = match(policy.owner, self.param_groups, saved.groups, strict)
-        sources = [None if i is None else saved.groups[i] for i in matched.groups]
-        groups = [self._loaded_group(i, source) for i, source in enumerate(sources)]
-        layouts = [self._layout(group) for group in groups]
-        state, report = load_state(saved, matched, groups, layouts, policy)
-        if not strict:
-            without = {id(p.param) for key, p in matched.params.items() if key not in saved.state}
-            state = {k: v for k, v in self.state.items() if id(k) not in without} | state
-        return Loading(saved, matched, groups, state, report)
-
-    def _finish_load(self, loading: Loading) -> None:
-        self._take(loading.state, loading.groups)
-        for hook in self._hooks("load_state_dict_post"):
-            hook(self)
-
-    def _loaded_group(self, index: int, saved: Mapping[str, Any] | None) -> dict[str, Any]:
-        merged = load_group(self.param_groups[index], saved)
-        settled = {f.name: f.default for f in self.declaration.fields.values() if f.fixed}
-        return self.declaration.complete({**merged, **settled}, self.defaults, index)
-
-    def _layout(self, group: Mapping[str, Any]) -> Layout | None:
-        formula = self._state_formula()
-        if formula is None:
-            return None
-        fields = self.declaration.fields.values()
-        return Layout(
-            lambda param: program_for(formula, group, ndim=param.dim()).slots,
-            frozenset(formula.slots),
-            frozenset(f.name for f in fields if not (f.keyword_only or f.fixed)),
-            frozenset(self.declaration.fields),
-        )
-
-    def _take(self, state: dict[Any, Any], groups: list[dict[str, Any]]) -> None:
-        """Make loaded state and groups the optimizer's own."""
-        held_state, held_groups = self.state, self.param_groups
-        fresh: defaultdict[Any, Any] = defaultdict(dict, state)
-        try:
-            self.__setstate__({"state": fresh, "param_groups": groups})
-        except BaseException:
-            # a subclass may have its own __setstate__
-            self.state, self.param_groups = held_state, held_groups
-            raise
-        # whoever holds on to a group, or to the state, goes on seeing the optimizer's
-        for group, loaded in zip(held_groups, self.param_groups, strict=True):
-            dict.clear(group)
-            dict.update(group, loaded)
-        held_state.clear()
-        held_state.update(self.state)
-        self.state, self.param_groups = held_state, held_groups
-
-    # Copies and words
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What a copy takes along: all but the hooks, and what was patched in from outside."""
-        return {
-            name: value
-            for name, value in vars(self).items()
-            if name not in PASSING
-            and name not in KINDS
-            and not callable(getattr(type(self), name, None))
-        }
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._make_hooks()
-        self._warned_capturable_if_run_uncaptured = True
-        self._held = None
-        self.defaults.setdefault("differentiable", False)
-        known = {name: f.default for name, f in self.declaration.fields.items()}
-        self.param_groups = [
-            Group({**known, **group}, self.declaration, index)
-            for index, group in enumerate(self.param_groups)
-        ]
+    # Words
 
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__} ("]

@@ -10,10 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .declaration import Declaration
+from .declaration import Declaration, MissingKeyError
+from .hyperparameters import Checked
 from .language.fields import Field, Range
 
-__all__ = ["Group", "Times", "add_group", "as_groups", "check_company", "check_param", "params_of"]
+__all__ = [
+    "Group",
+    "Times",
+    "add_group",
+    "as_groups",
+    "check_company",
+    "check_groups",
+    "check_param",
+    "checked_group",
+    "params_of",
+]
 
 UNORDERED = (
     "optimizer parameters need to be organized in ordered collections, but the ordering of tensors "
@@ -51,11 +62,14 @@ class Times:
         return self.factor * value
 
 
-class Group(dict[str, Any]):
+class Group(Checked):
     """One of an optimizer's `param_groups`: a dict that refuses a value out of range.
 
-    Keys that are no hyperparameter are kept, unless they look like a misspelling of one. A copy,
-    or what pickle makes of it, is a plain dict.
+    Keys that are no hyperparameter are kept, unless they look like a misspelling of one. A
+    hyperparameter that torch's class of this name lacks, as `fused` of most, can always be read,
+    but is one of the keys only where it differs from its default: then torch, which asks for each
+    key of a group when it loads, finds in its own files all that it asks for. A copy, or what
+    pickle makes of it, is a plain dict.
 
     Raises:
         ValueError, TypeError: when a hyperparameter is given a value that it cannot take
@@ -64,16 +78,31 @@ class Group(dict[str, Any]):
     __slots__ = ("_declaration", "_ends", "_index")
 
     def __init__(self, items: Mapping[str, Any], declaration: Declaration, index: int) -> None:
-        super().__init__(items)
+        super().__init__(declaration.listed(items))
         self._declaration = declaration
         self._index = index
         self._ends = declaration.ends
+
+    def belongs_to(self, declaration: Declaration) -> bool:
+        """Whether it holds the hyperparameters of this rule."""
+        return self._declaration is declaration
+
+    def __missing__(self, key: str) -> Any:
+        return self._declaration.unlisted[key]
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value under the key, or `default` if there is none."""
+        return self[key] if key in self or key in self._declaration.unlisted else default
 
     def __setitem__(self, key: str, value: Any) -> None:
         # torch's schedules write a rate into each group at every step: a short way for a float
         ends = self._ends.get(key)
         if ends is None or type(value) is not float or not ends[0] <= value <= ends[1]:
             value = self._checked(key, value)
+            unlisted = self._declaration.unlisted
+            if key in unlisted and value == unlisted[key]:
+                self.pop(key, None)
+                return
         dict.__setitem__(self, key, value)
 
     def takes(self, key: str, values: Sequence[Any], index: int | None = None) -> bool:
@@ -119,7 +148,11 @@ class Group(dict[str, Any]):
     def update(self, *args: Any, **kwargs: Any) -> None:
         """Write several keys, or, if one of them is refused, none."""
         new = dict(*args, **kwargs)
-        super().update({key: self._checked(key, value) for key, value in new.items()})
+        new = {key: self._checked(key, value) for key, value in new.items()}
+        listed = self._declaration.listed(new)
+        for key in new.keys() - listed.keys():
+            self.pop(key, None)
+        super().update(listed)
 
     def __ior__(self, other: Any) -> Group:  # type: ignore[override, misc]
         self.update(other)
@@ -127,6 +160,54 @@ class Group(dict[str, Any]):
 
     def __reduce__(self) -> Any:
         return dict, (), None, None, iter(self.items())
+
+
+def checked_group(group: Any, declaration: Declaration, index: int) -> Any:
+    """The group as one that checks what is written to it, if there is anything to check."""
+    if not declaration.fields or (type(group) is Group and group.belongs_to(declaration)):
+        return group
+    known = {name: f.default for name, f in declaration.fields.items()}
+    return Group({**known, **group}, declaration, index)
+
+
+def check_groups(groups: Any, declaration: Declaration) -> None:
+    """Look at the groups before a step, for those that were put into `param_groups` by hand.
+
+    They stay the dicts that they are, since others may hold on to them; a value of another type
+    that means the same, such as a list for a tuple, is replaced.
+
+    Raises:
+        TypeError, ValueError, KeyError: one of them is no group of this rule; nothing is changed
+    """
+    if not isinstance(groups, (list, tuple)):
+        kind = type(groups).__name__
+        raise TypeError(f"{declaration.owner}: param_groups must be a list of dicts, got {kind}")
+    changes = [_replacements(group, declaration, i) for i, group in enumerate(groups)]
+    for group, new in zip(groups, changes, strict=True):
+        if new:
+            dict.update(group, new)
+
+
+def _replacements(group: Any, declaration: Declaration, index: int) -> dict[str, Any]:
+    """What in a group must become another value; nothing for one that checks its own."""
+    place = f"{declaration.owner}, group {index}"
+    if not isinstance(group, dict):
+        raise TypeError(f"param_group must be a dict, but got {type(group)} ({place})")
+    params = params_of(group, place)["params"]
+    for i, param in enumerate(params):
+        if not isinstance(param, Tensor):
+            check_param(param, f"{place}, parameter {i}", differentiable=False)
+    new = {} if type(group["params"]) is list else {"params": params}
+    if not declaration.fields or (type(group) is Group and group.belongs_to(declaration)):
+        return new
+    lacks = [n for n, f in declaration.fields.items() if n not in group and not f.unlisted]
+    if lacks:
+        raise ValueError(
+            "parameter group didn't specify a value of required optimization parameter "
+            f"{', '.join(lacks)} ({place}: use add_param_group, which fills in what is missing)"
+        )
+    full = declaration.complete(group, {}, index)
+    return {k: full[k] for k, value in group.items() if full[k] is not value} | new
 
 
 def as_groups(params: Any, owner: str) -> list[Any]:
@@ -197,7 +278,9 @@ def _multiplied(
 def params_of(group: Mapping[str, Any], place: str) -> dict[str, Any]:
     """The keys "params" and, if there are names, "param_names"."""
     if "params" not in group:
-        raise KeyError(f"params ({place}: a group needs this key, it has {', '.join(group)})")
+        raise MissingKeyError(
+            f"params ({place}: a group needs this key, it has {', '.join(map(str, group))})"
+        )
     params = group["params"]
     if isinstance(params, (set, frozenset)):
         raise TypeError(f"{UNORDERED} ({place})")

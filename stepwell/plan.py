@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from operator import itemgetter
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,8 +28,6 @@ from .state import create_state
 from .totals import Adder
 
 __all__ = ["Plan", "Stepper"]
-
-PARAMS = itemgetter("params")
 
 
 class Stepper(Protocol):
@@ -70,6 +67,8 @@ class Plan:
         self._groups = groups
         self._state = state
         self._grad_scale = scaling.grad_scale
+        # which dicts they are, and what is in them
+        self._own_groups, self._sizes = list(groups), list(map(len, groups))
         self._members = [list(group["params"]) for group in groups]
         self._hyperparameters = Hyperparameters(formula, groups)
         self._hyperparameters.refresh(self._grad_scale, waits=False)
@@ -101,7 +100,7 @@ class Plan:
         self._without_grad = [param for param in params if id(param) not in placed]
         # whose state is whose
         self._keys, self._held = list(state), list(state.values())
-        self._same = checks((group["params"] for group in groups), state)
+        self._same = checks((groups, *(group["params"] for group in groups)), state)
         self._adder = Adder(len(groups), self._kept)
         self._totals = max((len(cohort.program.totals) for cohort in cohorts), default=0)
         if log.isEnabledFor(logging.DEBUG):
@@ -211,9 +210,8 @@ class Plan:
         )
 
     def _same_members(self) -> bool:
-        lists = map(PARAMS, self._groups)
-        as_many = len(self._groups) == len(self._members)
-        return as_many and all(map(self._same.items, lists, self._members))
+        own, sizes, members = self._own_groups, self._sizes, self._members
+        return bool(self._same.groups(self._groups, own, sizes, "params", members))
 
     def run(self) -> None:
         """Update all parameters."""

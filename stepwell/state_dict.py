@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .cohort import state_shape
+from .declaration import MissingKeyError
 from .language import Transform
 from .language.fields import SCHEDULED, Slot
 from .matching import EXECUTION, LoadReport, Match, Place, nearest
@@ -74,7 +75,7 @@ def read(state_dict: Any, owner: str) -> Saved:
     for key in ("param_groups", "state"):
         if key not in state_dict:
             known = ", ".join(map(str, state_dict)) or "nothing"
-            raise KeyError(
+            raise MissingKeyError(
                 f"{key} ({owner}: a state dict of an optimizer has it, this has {known})"
             )
     groups, state = state_dict["param_groups"], state_dict["state"]

@@ -169,7 +169,7 @@ REFUSED = {
 def test_refused_parameters_begin_with_torchs_words(name, what):
     make, remedy = REFUSED[what]
     error, twin = refused(lambda: ours(name)(make())), refused(lambda: theirs(name)(make()))
-    assert type(error) is type(twin)
+    assert isinstance(error, type(twin))
     assert error.args[0].startswith(twin.args[0])
     assert name in error.args[0]
     assert remedy in error.args[0]

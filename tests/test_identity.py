@@ -14,7 +14,7 @@ import torch
 from stepwell.native import identity
 
 A, B, NAN = torch.ones(1), torch.ones(1), float("nan")
-PLAIN = identity.Checks(identity._same_items, identity._same_entries)
+PLAIN = identity.Checks(identity._same_items, identity._same_entries, identity._same_groups)
 
 
 @pytest.fixture(params=["plain", "compiled"])
@@ -60,11 +60,36 @@ def test_dicts(checks: identity.Checks, found: Any, same: bool) -> None:
     assert bool(checks.entries(found, ["a", "b"], [A, B])) is same
 
 
+GROUP = {"params": [A, B], "lr": 0.1}
+PAIR = [GROUP, {"params": []}]
+
+
+@pytest.mark.tiny
+@pytest.mark.parametrize(
+    ("found", "sizes", "members", "same"),
+    [
+        (PAIR, [2, 1], [[A, B], []], True),
+        (list(PAIR), [2, 1], [[A, B], []], True),
+        # equal, but another dict
+        ([dict(GROUP), PAIR[1]], [2, 1], [[A, B], []], False),
+        (PAIR[:1], [2, 1], [[A, B], []], False),
+        (PAIR, [3, 1], [[A, B], []], False),
+        (PAIR, [2, 1], [[B, A], []], False),
+        (PAIR, [2, 1], [[A, B], [A]], False),
+    ],
+)
+def test_groups(checks: identity.Checks, found: Any, sizes: Any, members: Any, same: bool) -> None:
+    assert bool(checks.groups(found, PAIR, sizes, "params", members)) is same
+    assert not checks.groups(found, PAIR, sizes, "param", members)
+
+
 def test_what_has_become_something_else_differs_and_leaves_no_error_behind() -> None:
     compiled = identity._compiled()
     assert not compiled.items((A,), [A])
     assert not compiled.items(None, [A])
     assert not compiled.entries([A], ["a"], [A])
+    assert not compiled.groups(None, PAIR, [2, 1], "params", [[A, B], []])
+    assert not compiled.groups((GROUP,), [GROUP], [2], "params", [[A, B]])
     # an error that was left would surface in the next call that looks for one
     assert int("7") == 7
 

@@ -406,7 +406,8 @@ def test_state_dict_is_that_of_torch() -> None:
         # the same two roundings per step
         torch.testing.assert_close(found["momentum_buffer"], state["momentum_buffer"])
     extra = ours["param_groups"][0].keys() - theirs["param_groups"][0].keys()
-    assert extra == {"batch_dims", "ns_dtype"}
+    # torch.distributed.checkpoint would look for them in what torch has saved
+    assert not extra
 
 
 def pickled(optimizer: Any) -> Any:

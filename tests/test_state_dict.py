@@ -628,7 +628,7 @@ def test_what_is_no_state_dict(what):
     optimizer = stepwell.AdamW(weights())
     before = snapshot(optimizer)
     error = refused(lambda: optimizer.load_state_dict(given))
-    assert type(error) is kind
+    assert isinstance(error, kind)
     assert "AdamW" in str(error)
     assert_same(snapshot(optimizer), before)
 

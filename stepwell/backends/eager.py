@@ -73,8 +73,9 @@ class Launch:
 
     def _row(self, index: int, differentiable: bool) -> _Row:
         group = self._now.group(index)
-        fields = self.cohort.program.formula.fields.keys() - {"grad_scale"}
-        numbers = {name: _number(group[name], differentiable) for name in fields}
+        fields = self.cohort.program.formula.fields.items()
+        values = {name: group.get(name, field.default) for name, field in fields}
+        numbers = {name: _number(value, differentiable) for name, value in values.items()}
         numbers["grad_scale"] = self.grad_scale
         return _Row(self._now, index, self.grads[index], numbers, differentiable)
 

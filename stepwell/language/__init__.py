@@ -4,11 +4,13 @@ from .fields import AtFirst as AtFirst
 from .fields import Decay as Decay
 from .fields import Message as Message
 from .fields import NonNegative as NonNegative
+from .fields import OwnFlag as OwnFlag
 from .fields import Positive as Positive
 from .fields import Range as Range
 from .fields import Real as Real
 from .fields import Share as Share
 from .fields import Switch as Switch
+from .fields import Unlisted as Unlisted
 from .fields import count as count
 from .fields import fixed as fixed
 from .fields import full as full
@@ -61,6 +63,7 @@ __all__ = [
     "Maximize",
     "Message",
     "NonNegative",
+    "OwnFlag",
     "Positive",
     "Range",
     "Real",
@@ -68,6 +71,7 @@ __all__ = [
     "Share",
     "Switch",
     "Transform",
+    "Unlisted",
     "Unscale",
     "amax",
     "atan2",

@@ -38,11 +38,13 @@ __all__ = [
     "Decay",
     "Field",
     "NonNegative",
+    "OwnFlag",
     "Positive",
     "Range",
     "Real",
     "Slot",
     "Switch",
+    "Unlisted",
     "count",
     "fixed",
     "full",
@@ -110,12 +112,21 @@ class AtFirst:
     range: Range
 
 
+@dataclass(frozen=True)
+class Unlisted:
+    """Marks a hyperparameter that torch's class of this name lacks: at its default it is no key of
+    a group, so that what torch saved has all the keys that torch.distributed.checkpoint asks for.
+    """
+
+
 # every number may be a Tensor of one element, so that type checkers let it through
 NonNegative = Annotated[float | Tensor, Range(0)]
 Positive = Annotated[float | Tensor, Range(0, open="(")]
 Decay = Annotated[float | Tensor, Range(0, 1, open=")")]
 Share = Annotated[float | Tensor, Range(0, 1)]
 Real = Annotated[float | Tensor, Range()]
+OwnFlag = Annotated[bool | None, Unlisted()]
+"""True, False or None, of a rule that has no such flag in torch."""
 Switch = Annotated[float | Tensor, Range(0), ZeroIsOff()]
 """A number >= 0 for which zero means "off": the formula may say `if group.momentum:`."""
 
@@ -136,7 +147,8 @@ class Field:
     """One hyperparameter: its name, default, and the values it takes.
 
     `kind` is "number", "integer" (a static number), "flag", "choice" or "tuple"; a tuple has one
-    Field per item. One that is `fixed` is in every group, but no argument of the constructor.
+    Field per item. One that is `fixed` is in every group, but no argument of the constructor. One
+    that is `unlisted` is in a group only where it differs from its default.
     """
 
     name: str
@@ -151,6 +163,7 @@ class Field:
     keyword_only: bool = False
     fixed: bool = False
     first_range: Range | None = None
+    unlisted: bool = False
 
     @property
     def at_first(self) -> Field:
@@ -416,7 +429,10 @@ def _field(owner: str, name: str, hint: Any, default: Any) -> Field:
     hint = kinds[0] if len(kinds) == 1 else hint
     spoken = next((m.text for m in metadata if isinstance(m, Message)), None)
     first = next((m.range for m in metadata if isinstance(m, AtFirst)), None)
-    known = partial(Field, name, default, optional=optional, spoken=spoken, first_range=first)
+    unlisted = any(isinstance(m, Unlisted) for m in metadata)
+    known = partial(
+        Field, name, default, optional=optional, spoken=spoken, first_range=first, unlisted=unlisted
+    )
     if hint is bool:
         return known("flag")
     if get_origin(hint) is Literal:

@@ -38,7 +38,8 @@ class Formula:
 
     def static(self, group: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
         """The facts of a group that the formula may branch on; equal facts share a Program."""
-        return tuple((name, field.static(group[name])) for name, field in self.fields.items())
+        fields = self.fields.items()
+        return tuple((name, field.static(group.get(name, field.default))) for name, field in fields)
 
     def slots_in(self, group: Mapping[str, Any]) -> dict[str, Slot]:
         """The declared state that exists under these hyperparameters."""

@@ -6,7 +6,7 @@ from dataclasses import KW_ONLY
 from typing import Any
 
 from ..formulas import l2
-from ..language import NonNegative, Share, Switch, count, sqrt, zeros
+from ..language import NonNegative, OwnFlag, Share, Switch, count, sqrt, zeros
 from ..optimizer import Optimizer
 
 __all__ = ["Adadelta"]
@@ -51,7 +51,7 @@ class Adadelta(Optimizer):
     capturable: bool = False
     maximize: bool = False
     differentiable: bool = False
-    fused: bool | None = None
+    fused: OwnFlag = None
 
     step = count()
     square_avg = zeros()

@@ -7,7 +7,19 @@ from typing import Annotated, Any
 
 from torch import Tensor
 
-from ..language import Message, Range, epsilon, lerp, maximum, mean, minimum, sqrt, where, zeros
+from ..language import (
+    Message,
+    OwnFlag,
+    Range,
+    epsilon,
+    lerp,
+    maximum,
+    mean,
+    minimum,
+    sqrt,
+    where,
+    zeros,
+)
 from ..optimizer import Optimizer
 
 __all__ = ["Adafactor"]
@@ -75,7 +87,7 @@ class Adafactor(Optimizer):
     _: KW_ONLY
     foreach: bool | None = None
     maximize: bool = False
-    fused: bool | None = None
+    fused: OwnFlag = None
 
     row_var = zeros(over=-1)
     col_var = zeros(over=-2)

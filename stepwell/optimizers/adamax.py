@@ -6,7 +6,7 @@ from dataclasses import KW_ONLY
 from typing import Any
 
 from ..formulas import l2
-from ..language import Decay, NonNegative, Switch, lerp, maximum, zeros
+from ..language import Decay, NonNegative, OwnFlag, Switch, lerp, maximum, zeros
 from ..optimizer import Optimizer
 
 __all__ = ["Adamax"]
@@ -50,7 +50,7 @@ class Adamax(Optimizer):
     maximize: bool = False
     differentiable: bool = False
     capturable: bool = False
-    fused: bool | None = None
+    fused: OwnFlag = None
 
     exp_avg = zeros()
     exp_inf = zeros()

@@ -6,7 +6,7 @@ from dataclasses import KW_ONLY
 from typing import Any
 
 from ..formulas import l2
-from ..language import NonNegative, Real, Switch, full, lerp, maximum, where, zeros
+from ..language import NonNegative, OwnFlag, Real, Switch, full, lerp, maximum, where, zeros
 from ..optimizer import Optimizer
 
 __all__ = ["ASGD"]
@@ -53,7 +53,7 @@ class ASGD(Optimizer):
     differentiable: bool = False
     capturable: bool = False
     _: KW_ONLY
-    fused: bool | None = None
+    fused: OwnFlag = None
 
     eta = full("lr", scalar=True)
     mu = full(1.0, scalar=True)

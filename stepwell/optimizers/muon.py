@@ -16,7 +16,7 @@ from torch import Tensor
 from ..cohort import Scaling
 from ..declaration import Declaration
 from ..inspection import Inspection, Row
-from ..language import Formula, Message, NonNegative, Range, Real, lerp, zeros
+from ..language import Formula, Message, NonNegative, Range, Real, Unlisted, lerp, zeros
 from ..modes import undisturbed, without_autocast
 from ..optimizer import Optimizer
 from ..plan import Stepper
@@ -107,15 +107,15 @@ class Muon(Optimizer):
     ns_steps: Steps = 5
     adjust_lr_fn: Adjustment = None
     _: KW_ONLY
-    batch_dims: Annotated[int, Range(0)] = 0
-    ns_dtype: Literal["bfloat16", "float32"] | None = None
+    batch_dims: Annotated[int, Range(0), Unlisted()] = 0
+    ns_dtype: Annotated[Literal["bfloat16", "float32"] | None, Unlisted()] = None
 
     momentum_buffer = zeros()
 
     @staticmethod
     def check(group: Mapping[str, Any]) -> str | None:
         """Every parameter must be a matrix, or several."""
-        least, names = 2 + group["batch_dims"], group.get("param_names")
+        least, names = 2 + group.get("batch_dims", 0), group.get("param_names")
         for index, param in enumerate(group["params"]):
             which = f"parameter {names[index] if names else index!r}"
             if param.is_complex():
@@ -243,7 +243,7 @@ class Settings(NamedTuple):
     @classmethod
     def of(cls, group: Mapping[str, Any]) -> Settings:
         """Those of this group."""
-        dtype = group["ns_dtype"]
+        dtype = group.get("ns_dtype")
         iteration = Iteration(
             tuple(float(number) for number in group["ns_coefficients"]),
             float(group["eps"]),
@@ -251,7 +251,7 @@ class Settings(NamedTuple):
             getattr(torch, dtype) if dtype else None,
         )
         lr, weight_decay, momentum = (float(group[n]) for n in ("lr", "weight_decay", "momentum"))
-        how = bool(group["nesterov"]), group["adjust_lr_fn"], int(group["batch_dims"])
+        how = bool(group["nesterov"]), group["adjust_lr_fn"], int(group.get("batch_dims", 0))
         return cls(lr, weight_decay, momentum, *how, iteration)
 
 

@@ -6,7 +6,7 @@ from dataclasses import KW_ONLY
 from typing import Any
 
 from ..formulas import decay
-from ..language import Decay, NonNegative, Switch, full, lerp, sqrt, zeros
+from ..language import Decay, NonNegative, OwnFlag, Switch, full, lerp, sqrt, zeros
 from ..optimizer import Optimizer
 
 __all__ = ["NAdam"]
@@ -59,7 +59,7 @@ class NAdam(Optimizer):
     maximize: bool = False
     capturable: bool = False
     differentiable: bool = False
-    fused: bool | None = None
+    fused: OwnFlag = None
 
     mu_product = full(1.0, scalar=True)
     exp_avg = zeros()

@@ -6,7 +6,7 @@ from dataclasses import KW_ONLY
 from typing import Any
 
 from ..formulas import decay
-from ..language import Decay, NonNegative, Switch, lerp, sqrt, where, zeros
+from ..language import Decay, NonNegative, OwnFlag, Switch, lerp, sqrt, where, zeros
 from ..optimizer import Optimizer
 
 __all__ = ["RAdam"]
@@ -57,7 +57,7 @@ class RAdam(Optimizer):
     maximize: bool = False
     capturable: bool = False
     differentiable: bool = False
-    fused: bool | None = None
+    fused: OwnFlag = None
 
     exp_avg = zeros()
     exp_avg_sq = zeros()

@@ -6,7 +6,7 @@ from dataclasses import KW_ONLY
 from typing import Any
 
 from ..formulas import l2
-from ..language import NonNegative, Switch, count, lerp, maximum, sqrt, zeros
+from ..language import NonNegative, OwnFlag, Switch, count, lerp, maximum, sqrt, zeros
 from ..optimizer import Optimizer
 
 __all__ = ["RMSprop"]
@@ -55,7 +55,7 @@ class RMSprop(Optimizer):
     maximize: bool = False
     differentiable: bool = False
     _: KW_ONLY
-    fused: bool | None = None
+    fused: OwnFlag = None
 
     step = count()
     square_avg = zeros()

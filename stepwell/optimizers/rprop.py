@@ -8,7 +8,19 @@ from typing import Annotated, Any
 
 from torch import Tensor
 
-from ..language import Message, NonNegative, Range, Real, clamp, count, full, sign, where, zeros
+from ..language import (
+    Message,
+    NonNegative,
+    OwnFlag,
+    Range,
+    Real,
+    clamp,
+    count,
+    full,
+    sign,
+    where,
+    zeros,
+)
 from ..optimizer import Optimizer
 
 __all__ = ["Rprop"]
@@ -57,7 +69,7 @@ class Rprop(Optimizer):
     foreach: bool | None = None
     maximize: bool = False
     differentiable: bool = False
-    fused: bool | None = None
+    fused: OwnFlag = None
 
     step = count()
     prev = zeros()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..formulas import adam
-from ..language import AtFirst, Decay, Positive, Range, zeros
+from ..language import AtFirst, Decay, OwnFlag, Positive, Range, zeros
 from ..optimizer import Optimizer
 
 __all__ = ["SparseAdam"]
@@ -53,7 +53,7 @@ class SparseAdam(Optimizer):
     eps: Positive = 1e-8
     maximize: bool = False
     _: KW_ONLY
-    fused: bool | None = None
+    fused: OwnFlag = None
 
     exp_avg = zeros()
     exp_avg_sq = zeros()

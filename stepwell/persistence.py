@@ -1,0 +1,234 @@
+"""Persistence: what of an optimizer outlives it - state dicts, copies and pickles."""
+
+from __future__ import annotations
+
+import pickle
+from collections import defaultdict
+from collections.abc import Mapping
+from contextlib import nullcontext, suppress
+from copy import copy, deepcopy
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .compiling import ParamGroups, outside_graphs
+from .declaration import Declaration
+from .hooks import KINDS, Hooks
+from .language import Formula, program_for
+from .matching import LoadReport, match, refusal
+from .param_groups import checked_group
+from .state_dict import Layout, Loading, Policy, load_group, load_state, pack, read
+
+__all__ = ["Persistence"]
+
+StateDict = dict[str, Any]
+
+# what a copy or a pickle does not take along
+PASSING = {"_held", "_kept", "_opt_called", "_stepping", "_warned_capturable_if_run_uncaptured"}
+# what it must take along
+OWN = {"defaults", "state", "param_groups"}
+
+
+class Persistence(Hooks):
+    """The part of an optimizer that saves, loads and copies it."""
+
+    if TYPE_CHECKING:
+        declaration: ClassVar[Declaration]
+        defaults: dict[str, Any]
+        state: defaultdict[Tensor, Any]
+        param_groups: list[dict[str, Any]]
+
+        def _state_formula(self) -> Formula | None: ...
+
+    else:
+        param_groups = ParamGroups()
+
+    # a wrapper around an optimizer may never call __init__
+    _held: tuple[Any, Any, Any] | None = None
+
+    @outside_graphs
+    def state_dict(self) -> StateDict:
+        """The state and the groups, in torch's layout; tensors are the live ones, not copies."""
+        for hook in self._hooks("state_dict_pre"):
+            hook(self)
+        state_dict = pack(self.param_groups, self._saved_state())
+        for hook in self._hooks("state_dict_post"):
+            replaced = hook(self, state_dict)
+            state_dict = state_dict if replaced is None else replaced
+        return state_dict
+
+    def _saved_state(self) -> Mapping[Any, Any]:
+        """What `state_dict` packs; for a rule whose tensors must not be saved as they are."""
+        return self.state
+
+    @outside_graphs
+    def load_state_dict(
+        self, state_dict: StateDict, *, strict: bool = True, dtype: str | torch.dtype = "saved"
+    ) -> LoadReport:
+        """Take over what `state_dict` of this class, or of torch's class of this name, returned.
+
+        Parameters are matched by name where both sides know all names (`named_parameters()`),
+        else by order. A named parameter may have moved to another group; a saved group goes to
+        the group that shares the most names with it. Tensors are copied, to the device of their
+        parameter. `foreach`, `fused`, `capturable` and `differentiable` stay as constructed, and
+        so does what the state dict lacks.
+
+        Args:
+            state_dict: what to load
+            strict: refuse a state dict that does not fit; otherwise load what fits: a parameter
+                whose state is missing, or not whole, keeps the state that it has; what only a
+                transform lacks, an average say, starts anew
+            dtype: keep state in the precision in which it was "saved", cast it to that of its
+                parameter ("param"), as torch does, or to this one
+
+        Returns:
+            what was not loaded
+
+        Raises:
+            ValueError, TypeError, KeyError: it does not fit; nothing is changed
+        """
+        loading = self._prepare_load(state_dict, strict, Policy(dtype, self.declaration.owner))
+        saved, matched, _, _, report = loading
+        if strict and not report.is_empty:
+            owner = self.declaration.owner
+            raise ValueError(refusal(owner, self.param_groups, saved.groups, matched, report))
+        self._finish_load(loading)
+        return report
+
+    def _prepare_load(self, state_dict: StateDict, strict: bool, policy: Policy) -> Loading:
+        """Check a state dict and make what it asks for, without changing anything."""
+        given: Any = copy(state_dict)
+        for hook in self._hooks("load_state_dict_pre"):
+            replaced = hook(self, given)
+            given = given if replaced is None else replaced
+        saved = read(given, policy.owner)
+        matched = match(policy.owner, self.param_groups, saved.groups, strict)
+        sources = [None if i is None else saved.groups[i] for i in matched.groups]
+        groups = [self._loaded_group(i, source) for i, source in enumerate(sources)]
+        layouts = [self._layout(group) for group in groups]
+        state, report = load_state(saved, matched, groups, layouts, policy)
+        if not strict:
+            without = {id(p.param) for key, p in matched.params.items() if key not in saved.state}
+            state = {k: v for k, v in self.state.items() if id(k) not in without} | state
+        return Loading(saved, matched, groups, state, report)
+
+    def _finish_load(self, loading: Loading) -> None:
+        self._take(loading.state, loading.groups)
+        for hook in self._hooks("load_state_dict_post"):
+            hook(self)
+
+    def _loaded_group(self, index: int, saved: Mapping[str, Any] | None) -> dict[str, Any]:
+        merged = load_group(self.param_groups[index], saved)
+        settled = {f.name: f.default for f in self.declaration.fields.values() if f.fixed}
+        return self.declaration.complete({**merged, **settled}, self.defaults, index)
+
+    def _layout(self, group: Mapping[str, Any]) -> Layout | None:
+        formula = self._state_formula()
+        if formula is None:
+            return None
+        fields = self.declaration.fields.values()
+        return Layout(
+            lambda param: program_for(formula, group, ndim=param.dim()).slots,
+            frozenset(formula.slots),
+            frozenset(f.name for f in fields if not (f.keyword_only or f.fixed)),
+            frozenset(self.declaration.fields),
+        )
+
+    def _take(self, state: dict[Any, Any], groups: list[dict[str, Any]]) -> None:
+        """Make loaded state and groups the optimizer's own."""
+        held_state, held_groups = self.state, self.param_groups
+        fresh: defaultdict[Any, Any] = defaultdict(dict, state)
+        try:
+            self.__setstate__({"state": fresh, "param_groups": groups})
+        except BaseException:
+            # a subclass may have its own __setstate__
+            self.state, self.param_groups = held_state, held_groups
+            raise
+        # whoever holds on to a group, or to the state, goes on seeing the optimizer's
+        for group, loaded in zip(held_groups, self.param_groups, strict=True):
+            dict.clear(group)
+            dict.update(group, loaded)
+        held_state.clear()
+        held_state.update(self.state)
+        self.state, self.param_groups = held_state, held_groups
+
+    # Copies
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy takes along: all but the hooks, and what was patched in from outside."""
+        kept = {
+            name: value
+            for name, value in vars(self).items()
+            if name not in PASSING
+            and name not in KINDS
+            and not callable(getattr(type(self), name, None))
+        }
+        return kept if KINDS[0] in vars(self) else {**kept, "_is_wrapper": True}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if not self._is_wrapper:
+            self._make_hooks()
+        self._warned_capturable_if_run_uncaptured = True
+        self._held = None
+        if not (self._is_wrapper and getattr(self, "defaults", None) is None):
+            self.defaults.setdefault("differentiable", False)
+        # in place: a wrapper around this optimizer, and a shallow copy of it, share the list
+        groups = vars(self).get("param_groups", ())
+        for index, group in enumerate(groups):
+            groups[index] = checked_group(group, self.declaration, index)
+
+    def __copy__(self) -> Persistence:
+        new: Persistence = type(self).__new__(type(self))
+        new.__setstate__(self.__getstate__())
+        return new
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Persistence:
+        new: Persistence = type(self).__new__(type(self))
+        memo[id(self)] = new
+        state: Any = self.__getstate__()
+        if not isinstance(state, dict):
+            new.__setstate__(deepcopy(state, memo))
+            return new
+        copied = {name: deepcopy(state[name], memo) for name in OWN if name in state}
+        for name in state.keys() - OWN:
+            # torch's optimizers leave behind all that others have attached to them
+            with nullcontext() if isinstance(state[name], Persistence) else suppress(Exception):
+                copied[name] = deepcopy(state[name], memo)
+        new.__setstate__(copied)
+        return new
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """As any object's, without what others have attached and pickle cannot take.
+
+        torch's optimizers leave behind all that is attached to them.
+        """
+        reduced: Any = super().__reduce_ex__(protocol)
+        make, arguments, state, *rest = reduced
+        if isinstance(state, dict):
+            state = {k: v for k, v in state.items() if k in OWN or _can_be_pickled(v)}
+        return (make, arguments, state, *rest)
+
+
+class _Probe(pickle.Pickler):
+    """Finds out whether something can be pickled; tensors and optimizers always can."""
+
+    def persistent_id(self, value: Any) -> Any:
+        return 0 if isinstance(value, (Tensor, Persistence)) else None
+
+
+class _Nowhere:
+    def write(self, data: bytes) -> int:
+        return len(data)
+
+
+def _can_be_pickled(value: Any) -> bool:
+    if value is None or type(value) in (bool, int, float, str, Tensor):
+        return True
+    try:
+        _Probe(_Nowhere()).dump(value)
+    # whatever the value's own methods raise
+    except Exception:
+        return False
+    return True
