@@ -7,6 +7,7 @@ more. Formulas with one step's few operations stay within a handful of ULP over 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 import stepwell
 from stepwell.language import amax, mean, norm, zeros
 from stepwell.language import sum as total
-from stepwell.native.openmp import runtime
+from stepwell.native.openmp import libraries, runtime
 from stepwell.native.triton_jit import is_interpreting
 
 from .cases import (
@@ -81,6 +82,14 @@ REDUCING = {
 FEEDING_BACK = {"Prodigy"}
 # rows and columns have no kernels for GPUs yet: there, and in their interpreter, others take over
 BY_ROWS = "cpu" if is_interpreting() else NATIVE
+
+
+@pytest.mark.tiny
+def test_the_runtime_of_threads_is_found_whatever_the_folder_is_called():
+    home = "/home/m\udcfc/my runs/torch/lib/libgomp.so.1"  # a byte that is no UTF-8
+    line = b"7f00-7f10 r-xp 00000000 08:01 1234                   "
+    maps = [line + os.fsencode(home) + b"\n", line + b"/lib/libc.so\n", line.rstrip() + b"\n"]
+    assert libraries(maps, b"libgomp") == {home}
 
 
 @pytest.fixture

@@ -34,7 +34,8 @@ def parse(text: str) -> Curve:
     try:
         curve = _value(ast.parse(text.strip(), mode="eval").body, text)
     except (SyntaxError, RecursionError, MemoryError) as error:
-        raise ValueError(f"{text!r} is no curve: {error} (it may hold {GRAMMAR})") from None
+        problem = error.msg if isinstance(error, SyntaxError) else str(error)
+        raise ValueError(f"{text!r} is no curve: {problem} (it may hold {GRAMMAR})") from None
     if not isinstance(curve, Curve):
         raise ValueError(f"{text!r} is no curve (it may hold {GRAMMAR})")
     return curve

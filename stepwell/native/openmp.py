@@ -5,12 +5,13 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Iterable
 from functools import cache
 from typing import NamedTuple
 
 import torch
 
-__all__ = ["Runtime", "runtime", "threads"]
+__all__ = ["Runtime", "libraries", "runtime", "threads"]
 
 
 class Runtime(NamedTuple):
@@ -27,8 +28,8 @@ def runtime() -> Runtime | None:
     if not sys.platform.startswith("linux"):
         return None
     try:
-        with open("/proc/self/maps") as maps:
-            paths = {line.split()[-1] for line in maps if "libgomp" in line}
+        with open("/proc/self/maps", "rb") as maps:
+            paths = libraries(maps, b"libgomp")
         # several copies can be loaded; torch's own lies in its folder
         home = os.path.dirname(os.path.dirname(torch.__file__))
         path = min(paths, key=lambda path: (not path.startswith(home), path))
@@ -38,6 +39,13 @@ def runtime() -> Runtime | None:
         return Runtime(*(address or 0 for address in found))
     except (OSError, ValueError, AttributeError):
         return None
+
+
+def libraries(maps: Iterable[bytes], name: bytes) -> set[str]:
+    """The paths of the loaded files whose path has the name in it, from /proc/self/maps."""
+    # the path comes sixth, and may have spaces and bytes that are no text
+    columns = (line.rstrip(b"\n").split(maxsplit=5) for line in maps)
+    return {os.fsdecode(found[5]) for found in columns if len(found) > 5 and name in found[5]}
 
 
 _forked = False

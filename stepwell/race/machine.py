@@ -26,7 +26,7 @@ def describe() -> str:
 def _processor() -> str:
     # platform.processor() is empty on most Linux systems
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
