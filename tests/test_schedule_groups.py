@@ -38,7 +38,113 @@ def test_a_group_joins_with_its_own_rate(case, library):
         alone.step()
         assert scheduler.get_last_lr()[:3] == alone.get_last_lr()
         assert scheduler.get_last_lr()[3] == group["lr"] >= 0
-    assert group["initial_lr"] == 0.8
+    assert group["initial_lr"] > 0
+
+
+def torchs(name: str, **more: Any) -> Case:
+    """Two schedules of torch's, driven by one of ours."""
+
+    def parts(_: Any, held: Any) -> dict[str, Any]:
+        theirs = torch_schedulers
+        cycle = theirs.OneCycleLR(held, 1.0, total_steps=60)
+        made = [cycle, theirs.LambdaLR(held, wobble), theirs.StepLR(held, 2)]
+        return {"schedulers": made, **more}
+
+    return Case(name, parts=parts)
+
+
+# a chain of a line, a cosine with a floor, and functions
+WITH_FLOOR = [case for case in CASES if case.name == "ChainedScheduler"][1]
+
+
+def in_proportion() -> Any:
+    for case in (*CASES, torchs("SequentialLR", milestones=[8, 12]), torchs("ChainedScheduler")):
+        # a floor that all groups share has no proportion
+        listed = any(isinstance(value, list) for value in case.arguments.values())
+        with_floor = case.arguments.get("eta_min") or case is WITH_FLOOR
+        if not (with_floor or (listed and case.name == "LambdaLR")):
+            yield case
+    yield Case("Schedule", {"lr": cosine(30) * linear(0.5, 1, 9)})
+
+
+@pytest.mark.parametrize("joins", [0, 1, 5, 12])
+@pytest.mark.parametrize("case", list(in_proportion()), ids=lambda case: case.label)
+def test_a_group_goes_on_in_proportion(case, joins):
+    """Like a backbone that is unfrozen in the middle, at a tenth of the head's present rate."""
+    held = optimizer(*RATES, kind=stepwell.SGD, momentum=0.9)
+    scheduler = case.make(lr_scheduler, held)
+    for _ in range(joins):
+        scheduler.step()
+    head = held.param_groups[0]
+    if not head["lr"]:
+        return
+    own = head["lr"] / 10
+    backbone = join(held, own)
+    for _ in range(30):
+        scheduler.step()
+        if case.name == "MultiplicativeLR" and isinstance(case.arguments["lr_lambda"], list):
+            assert backbone["lr"] == pytest.approx(own)
+        else:
+            assert backbone["lr"] == pytest.approx(head["lr"] / 10, rel=1e-6)
+        # torch's cycle is over in a sequence when the last group joins
+        if joins < 12:
+            assert backbone["momentum"] == pytest.approx(head["momentum"])
+
+
+@pytest.mark.parametrize(("name", "more"), [("AdamW", {}), ("SGD", {"momentum": 0.9})])
+@pytest.mark.parametrize("kind", [float, torch.tensor])
+def test_the_second_hyperparameter_of_a_group_that_joins(name, more, kind):
+    held = optimizer(kind(1.0), kind=getattr(stepwell, name), **more)
+    scheduler = lr_scheduler.OneCycleLR(held, 1.0, total_steps=20)
+    for _ in range(5):
+        scheduler.step()
+    join(held, kind(0.05))
+    for _ in range(15):
+        scheduler.step()
+        first, second = held.param_groups
+        assert float(second["lr"]) == pytest.approx(float(first["lr"]) * second_share(held))
+        key = "betas" if name == "AdamW" else "momentum"
+        assert second[key] == pytest.approx(first[key])
+
+
+def second_share(held: Any) -> float:
+    return float(held.param_groups[1]["max_lr"]) / float(held.param_groups[0]["max_lr"])
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("CosineAnnealingWarmRestarts", {"T_0": 10}),
+        ("LambdaLR", {"lr_lambda": lambda step: 1 - (step % 10) / 10}),
+        ("CosineAnnealingLR", {"T_max": 9}),
+    ],
+)
+def test_a_rate_above_all_others_is_an_initial_one(name, arguments):
+    """At the end of a cycle, a quotient of rates would make the next one explode."""
+    held = optimizer(1.0)
+    parts = [Case(name, arguments).make(lr_scheduler, held), lr_scheduler.ConstantLR(held, 1.0)]
+    scheduler = lr_scheduler.SequentialLR(held, parts, milestones=[10])
+    for _ in range(9):
+        scheduler.step()
+    backbone = join(held, 0.1)
+    for _ in range(3):
+        scheduler.step()
+        assert backbone["lr"] <= 0.1
+
+
+def test_groups_that_join_where_all_rates_are_zero_keep_their_own():
+    for case in (
+        Case("OneCycleLR", {"max_lr": 0.0, "total_steps": 20}),
+        Case("CyclicLR", {"base_lr": 0.0, "max_lr": 1.0, "step_size_up": 4}),
+        Case("SWALR", {"swa_lr": 0.0, "anneal_epochs": 0}),
+    ):
+        scheduler = case.make(lr_scheduler, optimizer(1.0, momentum=0.9))
+        group = join(scheduler.optimizer, 0.1)
+        seen = []
+        for _ in range(9):
+            scheduler.step()
+            seen.append(group["lr"])
+        assert max(seen) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("order", ["optimizer, state", "state, optimizer", "step, optimizer"])
@@ -74,10 +180,12 @@ def test_where_a_group_that_joins_goes_on():
     for scheduler in (chained, closed, each, cycle, mixed):
         scheduler.step()
         groups.append(join(scheduler.optimizer, 0.8))
+    first = cycle.optimizer.param_groups[0]
+    before = first["lr"]
+    for scheduler in (chained, closed, each, cycle, mixed):
         scheduler.step()
     rates = [group["lr"] for group in groups]
-    first = cycle.optimizer.param_groups[0]["lr"]
-    assert rates == pytest.approx([0.4, 0.2, 0.8, first * 0.8 / (1.0 / 25), 0.8 * 0.8 / 0.9])
+    assert rates == pytest.approx([0.4, 0.2, 0.8, 0.8 * first["lr"] / before, 0.8 * 0.8 / 0.9])
 
 
 def test_a_group_that_joins_a_schedule_of_functions_stops_torch():

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from .composite import Composite, common_optimizer, start_anew, take
-from .curvelr import CurveLR, moved
+from .composite import Composite, common_optimizer, follow, start_anew, take
+from .curvelr import CurveLR, is_above, moved
 from .curves import Curve
 from .hyperparameters import Number, read, write
 from .watch import check_order, copied, move_on, watch
@@ -50,6 +50,7 @@ class ChainedScheduler(Composite):
     def step(self) -> None:  # type: ignore[override]
         """Move on by one step, after the optimizer's own `step`."""
         curve = self._curve()
+        self._follow_groups()
         if curve is None:
             for part in self._schedulers:
                 part.step()
@@ -71,8 +72,6 @@ class ChainedScheduler(Composite):
         first, groups = self._schedulers[0], self.optimizer.param_groups
         if first._step_count == 1:
             check_order(self.optimizer)
-        for part in self._schedulers:
-            part._follow_groups()
         step = first.last_epoch + 1
         held = read(groups, "lr")
         write(groups, {"lr": moved(held, first.base_lrs, None, curve(step - 1), curve(step))})
@@ -81,6 +80,20 @@ class ChainedScheduler(Composite):
             part._step_count += 1
             part._last_lr = [copied(rate) for rate in read(groups, "lr")]
         move_on(self.optimizer)
+
+    def _follow_groups(self) -> None:
+        groups, known = self.optimizer.param_groups, len(self._last_lr)
+        others = read(groups[:known], "lr")
+        for group in groups[known:]:
+            if "initial_lr" not in group:
+                # each of the parts would take all of the rate for its own
+                first, share = self._share(group)
+                if first is None or is_above(group["lr"], others):
+                    group["initial_lr"] = copied(group["lr"])
+                else:
+                    group["initial_lr"] = first["initial_lr"] * share
+        for part in self._schedulers:
+            follow(part)
 
     def _initial_step(self) -> None:
         self._start_anew()

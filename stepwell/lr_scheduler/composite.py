@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau as TorchReduceLROnPlateau
 
 from .hyperparameters import Number, read, write
 from .scheduler import LRScheduler, Stage, require_optimizer
+from .watch import copied
 
 
 class Composite(LRScheduler):
@@ -45,6 +46,32 @@ class Composite(LRScheduler):
             return
         self._take_state({"last_epoch": epoch})
         self._write(self._values_at(epoch))
+
+
+def follow(part: Any) -> None:
+    """Let a part take in groups that have joined; torch's own schedules know of none."""
+    if isinstance(part, LRScheduler):
+        part._follow_groups()
+        return
+    groups = part.optimizer.param_groups
+    bases = getattr(part, "base_lrs", None)
+    if bases is None or len(bases) >= len(groups):
+        return
+    for group in groups[len(bases) :]:
+        first, share = LRScheduler._share(part, group)
+        first = groups[0] if first is None else first
+        for key in ("initial_lr", "max_lr", "min_lr"):
+            if key in first:
+                group.setdefault(key, copied(first[key] * share))
+        for key in ("max_momentum", "base_momentum"):
+            if key in first:
+                group.setdefault(key, copied(first[key]))
+        bases.append(copied(group["initial_lr"]))
+        if hasattr(part, "max_lrs"):
+            part.max_lrs.append(part.max_lrs[0] * share)
+        for name in ("base_momentums", "max_momentums", "lr_lambdas"):
+            if hasattr(part, name):
+                getattr(part, name).append(copied(getattr(part, name)[0]))
 
 
 def take(part: Any, state: dict[str, Any]) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch.optim import Optimizer
 
 from ..language.fields import Field, Range
 from .curvelr import CurveLR, remade
 from .curves import Curve, cosine_wave
 from .curves.composition import ETA_MIN
-from .hyperparameters import Number
+from .hyperparameters import Groups, Number
 
 
 class CosineAnnealingLR(CurveLR):
@@ -53,5 +51,5 @@ class CosineAnnealingLR(CurveLR):
         """The curve of its present arguments."""
         return remade(cosine_wave, self.T_max)
 
-    def _floors(self) -> Sequence[Number] | None:
-        return [self.eta_min] * len(self.base_lrs) if self.eta_min else None
+    def _floors(self, groups: Groups) -> list[Number] | None:
+        return [self.eta_min] * len(groups) if self.eta_min else None

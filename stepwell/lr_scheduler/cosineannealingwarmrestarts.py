@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from torch.optim import Optimizer
@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from .curvelr import CurveLR, along, remade
 from .curves import cosine, cosine_restarts
 from .curves.composition import ETA_MIN
-from .hyperparameters import Number
+from .hyperparameters import Groups, Number
 from .scheduler import require_epoch, require_positive_integer
 
 
@@ -62,7 +62,11 @@ class CosineAnnealingWarmRestarts(CurveLR):
     def get_lr(self) -> list[Number]:
         """The rates of the groups at `last_epoch`; for the latest ones call `get_last_lr`."""
         self._warn_outside_of_step()
-        return along(self.base_lrs, self._floors(), cosine(self.T_i)(self.T_cur))
+        floors = self._floors(self.optimizer.param_groups)
+        return along(self.base_lrs, floors, self._value_now())
+
+    def _value_now(self) -> float:
+        return cosine(self.T_i)(max(self.T_cur, 0))
 
     def step(self, epoch: float | None = None) -> None:
         """Move on by one step, after the optimizer's own `step`, or go to an epoch.
@@ -81,6 +85,7 @@ class CosineAnnealingWarmRestarts(CurveLR):
     def _update_lr(self, epoch: float | None = None) -> None:
         if epoch is not None:
             require_epoch(epoch, type(self).__name__)
+        self._follow_groups()
         self.T_cur, self.T_i = self._cycle(epoch)
         super()._update_lr(epoch)  # type: ignore[arg-type]
         self.last_epoch = math.floor(self.last_epoch)
@@ -94,8 +99,8 @@ class CosineAnnealingWarmRestarts(CurveLR):
             return since, self.T_i
         return since - self.T_i, self.T_i * self.T_mult
 
-    def _floors(self) -> Sequence[Number] | None:
-        return [self.eta_min] * len(self.base_lrs) if self.eta_min else None
+    def _floors(self, groups: Groups) -> list[Number] | None:
+        return [self.eta_min] * len(groups) if self.eta_min else None
 
     def _check_arguments(self, state: Mapping[str, Any]) -> None:
         owner = type(self).__name__

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..language.fields import Field
 from .curves import Curve
-from .hyperparameters import Floats, Number, holds_tensors, read
+from .hyperparameters import Floats, Groups, Number, holds_tensors, read
 from .scheduler import LRScheduler
 from .watch import copied
 
@@ -57,23 +57,24 @@ class CurveLR(LRScheduler):
         """The curve of its present arguments."""
         raise NotImplementedError
 
-    def _floors(self) -> Sequence[Number] | None:
-        """The rates that the groups reach where the curve is zero; None: zero."""
+    def _floors(self, groups: Groups) -> list[Number] | None:
+        """The rates that these groups reach where the curve is zero; None: zero."""
         return None
 
     @property
     def is_factor(self) -> bool:
         """Whether all it does is to multiply rates."""
-        return self.chains and self._floors() is None
+        return self.chains and self._floors(self.optimizer.param_groups) is None
 
     def get_lr(self) -> list[Number]:
         """The rates of the groups at `last_epoch`; for the latest ones call `get_last_lr`."""
         self._warn_outside_of_step()
         curve, step = self.curve, self.last_epoch
-        floors = self._floors()
+        groups = self.optimizer.param_groups
+        floors = self._floors(groups)
         if not self.chains:
             return along(self.base_lrs, floors, curve(step))
-        held = read(self.optimizer.param_groups, "lr")
+        held = read(groups, "lr")
         if self._is_untouched(held, (curve, list(self.base_lrs), floors, step)):
             self._closed = along(self.base_lrs, floors, curve(step))
             return self._closed
@@ -103,10 +104,20 @@ class CurveLR(LRScheduler):
         )
 
     def _get_closed_form_lr(self) -> list[Number]:
-        return along(self.base_lrs, self._floors(), self.curve(self.last_epoch))
+        return self._values_at(self.last_epoch)["lr"]
 
     def _values_at(self, step: int) -> dict[str, list[Number]]:
-        return {"lr": along(self.base_lrs, self._floors(), self.curve(step))}
+        floors = self._floors(self.optimizer.param_groups)
+        return {"lr": along(self.base_lrs, floors, self.curve(step))}
+
+    def _value_now(self) -> float:
+        """The value of the curve at the step where the rates stand."""
+        return self.curve(max(self.last_epoch, 0))
+
+    def _initial_of(self, group: dict[str, Any]) -> Number:
+        [floor] = self._floors([group]) or [0.0]
+        others = read(self.optimizer.param_groups[: len(self.base_lrs)], "lr")
+        return started_at(group["lr"], floor, self._value_now(), others)
 
     def _check_arguments(self, state: Mapping[str, Any]) -> None:
         for field in self.fields:
@@ -120,6 +131,22 @@ def along(bases: Sequence[Number], floors: Floors, value: float) -> list[Number]
         return [base * value for base in bases]
     rest = 1.0 - value
     return [base * value + floor * rest for base, floor in zip(bases, floors, strict=True)]
+
+
+def started_at(rate: Number, floor: Number, value: float, others: Sequence[Number]) -> Number:
+    """The initial rate of a group that joins others where the curve has this value.
+
+    The group keeps its proportion to them, also where the curve begins anew. A rate that is above
+    all others is an initial one already: near the end of a curve, its quotient would be huge.
+    """
+    if not value or rate < floor or is_above(rate, others):
+        return rate
+    return floor + (rate - floor) / value
+
+
+def is_above(rate: Number, others: Sequence[Number]) -> bool:
+    """Whether a rate is higher than all others."""
+    return not any(rate <= other for other in others)
 
 
 @lru_cache(maxsize=256)

@@ -61,7 +61,7 @@ class CyclicLR(MomentumCycle):
     [[0.5], [0.75], [1.0], [0.75], [0.5]]
     """
 
-    unsaved = MomentumCycle.unsaved | {"_scale_fn_custom"}
+    unsaved = MomentumCycle.unsaved | {"_scale_fn_custom", "_given_count"}
 
     def __init__(
         self,
@@ -88,6 +88,7 @@ class CyclicLR(MomentumCycle):
             return [field.check(number, owner) for number in values]
 
         self.base_lrs, self.max_lrs = map(checked, RATES, (base_lr, max_lr))
+        self._given_count = len(self.base_lrs)
         self._take_sizes(step_size_up, step_size_down)
         if mode not in MODES and scale_fn is None:
             raise ValueError(
@@ -141,21 +142,32 @@ class CyclicLR(MomentumCycle):
         return values
 
     def _take_base_rates(self) -> None:
-        given = self.base_lrs
+        given, groups = self.base_lrs, self.optimizer.param_groups
         super()._take_base_rates()
-        if len(given) == len(self.base_lrs):
-            self.base_lrs = given
+        # those of groups that have joined are in the groups
+        kept = min(self._given_count, len(groups))
+        self.base_lrs, self.max_lrs = given[:kept], self.max_lrs[:kept]
+        if self.cycle_momentum:
+            self.base_momentums = self.base_momentums[:kept]
+            self.max_momentums = self.max_momentums[:kept]
+        for group in groups[kept:]:
+            self._join(group)
 
     def _join(self, group: dict[str, Any]) -> None:
-        super()._join(group)
-        lowest, highest = self.base_lrs[0], self.max_lrs[0]
-        own = self.base_lrs[-1]
-        self.max_lrs = [*self.max_lrs, highest * (own / lowest) if lowest else highest]
+        first, share = self._share(group)
+        lowest: Number = 0.0
+        highest: Number = group["lr"]
+        if first is not None:
+            index = [id(other) for other in self.optimizer.param_groups].index(id(first))
+            lowest, highest = self.base_lrs[index] * share, self.max_lrs[index] * share
+        group.setdefault("initial_lr", copied(lowest or highest))
+        self.base_lrs = [*self.base_lrs, lowest]
+        self.max_lrs = [*self.max_lrs, copied(highest)]
         if self.cycle_momentum:
-            self.base_momentums = [*self.base_momentums, self.base_momentums[0]]
-            self.max_momentums = [*self.max_momentums, self.max_momentums[0]]
-            group["max_momentum"] = self.max_momentums[-1]
-            group["base_momentum"] = self.base_momentums[-1]
+            self.base_momentums = [*self.base_momentums, copied(self.base_momentums[0])]
+            self.max_momentums = [*self.max_momentums, copied(self.max_momentums[0])]
+            group["max_momentum"] = copied(self.max_momentums[-1])
+            group["base_momentum"] = copied(self.base_momentums[-1])
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the optimizer and a plain function, in torch's layout."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from .curvelr import started_at
 from .functions import FunctionsLR
-from .hyperparameters import Number
+from .hyperparameters import Number, read
 
 
 class LambdaLR(FunctionsLR):
@@ -29,6 +32,14 @@ class LambdaLR(FunctionsLR):
         """The rates of the groups at `last_epoch`; for the latest ones call `get_last_lr`."""
         self._warn_outside_of_step()
         return self._values_at(self.last_epoch)["lr"]
+
+    def _initial_of(self, group: dict[str, Any]) -> Number:
+        groups = self.optimizer.param_groups
+        # by identity: comparing groups would compare their Tensors
+        index = [id(other) for other in groups].index(id(group))
+        others = read(groups[: len(self.base_lrs)], "lr")
+        factor = self._factors(max(self.last_epoch, 0))[index]
+        return started_at(group["lr"], 0.0, factor, others)
 
     def _values_at(self, step: int) -> dict[str, list[Number]]:
         factors = self._factors(step)

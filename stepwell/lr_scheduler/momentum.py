@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from .hyperparameters import Number
 from .scheduler import LRScheduler
 
@@ -44,15 +42,3 @@ class MomentumCycle(LRScheduler):
 
     def _closed_values(self) -> dict[str, list[Number]]:
         return self._values_at(self.last_epoch)
-
-
-def join(group: dict[str, Any], first: dict[str, Any], keys: tuple[str, ...]) -> None:
-    """Give a group that joins what a schedule has written into the first one.
-
-    Rates keep their proportion to the initial rate, which is the group's own; momenta are the same.
-    """
-    for key in keys:
-        if key not in group and key in first:
-            is_rate = key.endswith("_lr") and first["initial_lr"]
-            share = group["initial_lr"] / first["initial_lr"] if is_rate else 1.0
-            group[key] = first[key] * share

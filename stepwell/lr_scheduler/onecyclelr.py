@@ -11,7 +11,7 @@ from ..language.fields import Field, Range
 from .curvelr import along
 from .curves.one_cycle import SHAPES, ends, phase
 from .hyperparameters import Number, read, write
-from .momentum import MomentumCycle, join
+from .momentum import MomentumCycle
 from .scheduler import per_group, require_optimizer, require_positive_integer, require_shape
 from .watch import copied
 
@@ -29,7 +29,8 @@ WAYS = (
     ("initial_lr", "min_lr", "max_momentum", "max_momentum"),
 )
 LAST_OF_TWO = ("max_lr", "min_lr", "base_momentum", "max_momentum")
-KEYS = ("max_lr", "min_lr", "max_momentum", "base_momentum")
+RATES = ("initial_lr", "max_lr", "min_lr")
+MOMENTA = ("max_momentum", "base_momentum")
 
 
 class OneCycleLR(MomentumCycle):
@@ -68,7 +69,7 @@ class OneCycleLR(MomentumCycle):
     [0.04, 0.181, 0.52, 0.859, 1.0, 0.905, 0.655, 0.345, 0.095, 0.0]
     """
 
-    kept_in_groups = ("initial_lr", *KEYS)
+    kept_in_groups = (*RATES, *MOMENTA)
 
     def __init__(
         self,
@@ -133,8 +134,12 @@ class OneCycleLR(MomentumCycle):
         return values
 
     def _join(self, group: dict[str, Any]) -> None:
+        first, share = self._share(group)
+        for key in RATES:
+            group.setdefault(key, copied(group["lr"] if first is None else first[key] * share))
+        for key in MOMENTA if self.cycle_momentum else ():
+            group.setdefault(key, copied(self.optimizer.param_groups[0][key]))
         super()._join(group)
-        join(group, self.optimizer.param_groups[0], KEYS)
 
     def _check_arguments(self, state: Mapping[str, Any]) -> None:
         if "total_steps" in state:

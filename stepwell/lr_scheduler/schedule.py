@@ -9,7 +9,7 @@ from typing import Any, overload
 from torch.optim import Optimizer
 
 from ..language.fields import near_miss
-from .curvelr import moved, resumed
+from .curvelr import moved, resumed, started_at
 from .curves import Curve
 from .hyperparameters import Number, read, require
 from .scheduler import LRScheduler, require_optimizer
@@ -118,6 +118,15 @@ class Schedule(LRScheduler):
         super()._join(group)
         for name, values in self.initial_values.items():
             self.initial_values[name] = [*values, _initial(group, name)]
+
+    def _initial_of(self, group: dict[str, Any]) -> Number:
+        groups = self.optimizer.param_groups
+        index = [id(other) for other in groups].index(id(group))
+        driver = _driver_of(self.drivers.get("lr"), index, group)
+        if not isinstance(driver, Curve):
+            return super()._initial_of(group)
+        others = read(groups[: len(self.base_lrs)], "lr")
+        return started_at(group["lr"], 0.0, driver(max(self.last_epoch, 0)), others)
 
     def get_lr(self) -> list[Number]:
         """The rates of the groups at `last_epoch`; for the latest ones call `get_last_lr`."""

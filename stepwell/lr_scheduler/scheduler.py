@@ -191,8 +191,28 @@ class LRScheduler(TorchLRScheduler):
             self._take_base_rates()
 
     def _join(self, group: dict[str, Any]) -> None:
-        """Take in a group: its own rate is its initial one."""
+        """Take in a group, which goes on from its own rate."""
+        if "initial_lr" not in group:
+            group["initial_lr"] = copied(self._initial_of(group))
         self.base_lrs = [*self.base_lrs, _initial_rate(group)]
+
+    def _initial_of(self, group: dict[str, Any]) -> Number:
+        """The initial rate of a group that joins now."""
+        rate: Number = group["lr"]
+        return rate
+
+    def _share(self, group: dict[str, Any]) -> tuple[dict[str, Any] | None, Number]:
+        """A group that was here before one that joins, and the proportion of the two.
+
+        Initial rates say it, if the one that joins knows its own, or else the present ones. Where
+        all of them are zero, there is no such group.
+        """
+        for known, last in zip(self.optimizer.param_groups, self._last_lr, strict=False):
+            if "initial_lr" in group and known["initial_lr"]:
+                return known, group["initial_lr"] / known["initial_lr"]
+            if "initial_lr" not in group and last:
+                return known, group["lr"] / last
+        return None, 1.0
 
     # Looking ahead
 
@@ -248,6 +268,9 @@ class LRScheduler(TorchLRScheduler):
 
     def _take_state(self, state: dict[str, Any]) -> None:
         self._restore_arguments()
+        if len(state.get("base_lrs", ())) == len(self.optimizer.param_groups):
+            for group, base in zip(self.optimizer.param_groups, state["base_lrs"], strict=True):
+                group.setdefault("initial_lr", copied(base))
         # what the state does not say of groups that have joined is taken from them
         self._follow_groups()
         if "last_epoch" in state:

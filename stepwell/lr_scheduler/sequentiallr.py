@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from .composite import Composite, common_optimizer, start_anew, take, values_at
+from .composite import Composite, common_optimizer, follow, start_anew, take, values_at
 from .curves.composition import active
 from .curves.multi_step import ascending
 from .hyperparameters import Number, write
@@ -69,11 +69,17 @@ class SequentialLR(Composite):
         """Move on by one step, after the optimizer's own `step`."""
         part, within = self._active(self.last_epoch + 1)
         if within == 0 and self.last_epoch >= 0:
+            self._follow_groups()
+            follow(part)
             part._update_lr(0)
         else:
+            follow(part)
             part.step()
         self.last_epoch += 1
         self._last_lr = list(part.get_last_lr())
+
+    def _follow_groups(self) -> None:
+        follow(self._active(max(self.last_epoch, 0))[0])
 
     def _initial_step(self) -> None:
         self._start_anew()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from torch.optim import Optimizer
@@ -11,7 +11,7 @@ from ..language.fields import Field, Range
 from .curvelr import CurveLR, remade
 from .curves import Curve, constant, cosine, linear
 from .curves.one_cycle import SHAPES
-from .hyperparameters import Number, holds_tensors, read
+from .hyperparameters import Groups, Number, holds_tensors, read
 from .scheduler import per_group, require_optimizer, require_shape
 from .watch import copied, settle, watch
 
@@ -85,16 +85,17 @@ class SWALR(CurveLR):
         """The rates of the groups at `last_epoch`; for the latest ones call `get_last_lr`."""
         if self.curve(self.last_epoch) == 0:
             # there, whatever somebody has made of the rate
-            return list(self._floors())
+            return self._floors(self.optimizer.param_groups)
         return super().get_lr()
 
-    def _floors(self) -> Sequence[Number]:
-        floors = read(self.optimizer.param_groups, "swa_lr")
+    def _floors(self, groups: Groups) -> list[Number]:
+        floors = read(groups, "swa_lr")
         return list(map(copied, floors)) if holds_tensors(floors) else floors
 
     def _join(self, group: dict[str, Any]) -> None:
+        first, share = self._share(group)
+        group.setdefault("swa_lr", group["lr"] if first is None else first["swa_lr"] * share)
         super()._join(group)
-        group.setdefault("swa_lr", copied(self.optimizer.param_groups[0]["swa_lr"]))
 
     def _check_arguments(self, state: Mapping[str, Any]) -> None:
         owner = type(self).__name__
