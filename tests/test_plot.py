@@ -17,7 +17,18 @@ import stepwell
 from stepwell import plot
 from stepwell.__main__ import main
 from stepwell.extra import ExtraMissingError
-from stepwell.lr_scheduler import constant, cosine, curves, exponential, parse, step, warmup
+from stepwell.lr_scheduler import (
+    Schedule,
+    StepLR,
+    absolute,
+    constant,
+    cosine,
+    curves,
+    exponential,
+    parse,
+    step,
+    warmup,
+)
 from stepwell.plot import documentation
 
 from .shell_cases import refused
@@ -93,7 +104,20 @@ class TestSchedule:
         figure = plot.schedule([cosine(30), cosine(70), constant(0.5)])
         assert figure.axes[0].get_xlim() == (0, 70)
         error = refused(lambda: plot.schedule(exponential(0.9)))
-        assert str(error) == "schedule: steps must be given, since what is drawn has no end"
+        assert str(error).startswith(
+            "schedule: steps must be given, since nothing of what is drawn"
+        )
+
+    def test_ends_with_the_longest_curve_that_a_schedule_has_for_the_rate(self):
+        params = [torch.nn.Parameter(torch.ones(1)) for _ in range(2)]
+        optimizer = torch.optim.SGD([{"params": [p]} for p in params], lr=1.0, weight_decay=0.1)
+        rates = [absolute(cosine(30)), cosine(20)]
+        schedule = Schedule(optimizer, lr=rates, weight_decay=cosine(99), last_epoch=-1)
+        optimizer.step()
+        schedule.step()
+        assert plot.schedule(schedule).axes[0].get_xlim() == (0, 29)
+        for without in (Schedule(optimizer, weight_decay=cosine(9)), StepLR(optimizer, 3)):
+            assert "steps must be given" in str(refused(lambda shown=without: plot.schedule(shown)))
 
     def test_a_long_schedule_is_drawn_in_few_points(self):
         figure = plot.schedule(cosine(10_000_000))
@@ -192,7 +216,7 @@ class TestCommand:
             (["cosin(5)"], "there is no curve 'cosin'; did you mean 'cosine'?"),
             (["cosine(5"], "'cosine(5' is no curve"),
             (["cosine(0)"], "cosine: steps must be"),
-            (["step(5)"], "steps must be given, since what is drawn has no end"),
+            (["step(5)"], "steps must be given, since nothing of what is drawn says"),
             (["step(5)", "--steps", "0"], "steps must be"),
             (["cosine(5)", "--lr", "nan"], "lr must be"),
             (["cosine(5)", "--out", "no/such/folder/a.png"], "cannot write no/such/folder/a.png"),

@@ -165,6 +165,11 @@ class Schedule(LRScheduler):
                     closed[index] = value if is_value else initial[index] * value
         return values
 
+    def curves(self, name: str) -> list[Curve]:
+        """Return the curves that drive a hyperparameter, each of them once."""
+        drivers = [driver for driver, _ in self._members(name)] if name in self.drivers else []
+        return [one.curve if isinstance(one, absolute) else one for one in drivers]
+
     def _members(self, name: str) -> Iterator[tuple[Driver, list[int]]]:
         """The groups that each curve drives."""
         found: dict[Driver, list[int]] = {}

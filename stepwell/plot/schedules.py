@@ -14,7 +14,7 @@ import numpy.typing as npt
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..language.fields import Field, Range
-from ..lr_scheduler import Curve
+from ..lr_scheduler import Curve, Schedule
 from .figure import INK, figure_of, new_axes, require_lines, styles, title
 
 if TYPE_CHECKING:
@@ -51,8 +51,9 @@ def schedule(
         schedule({"ours": curve, "theirs": other}, 10_000, lr=3e-4)
         schedule(scheduler, 10_000).savefig("schedule.png")
 
-    Of a scheduler, the steps ahead of where it stands are drawn, one line for each rate that
-    differs between groups; it is not moved. Of a very long schedule some 4,000 steps are shown.
+    Of a scheduler, the learning rates ahead of where it stands are drawn, one line for each that
+    differs between groups, and no other hyperparameter; it is not moved. Of a very long schedule
+    some 4,000 steps are shown.
 
     Args:
         shown: a curve, a scheduler of stepwell, or several, as a list or a dict with their labels
@@ -121,10 +122,22 @@ def _refusal(one: Any) -> str:
 
 
 def _steps(sources: Iterable[Any]) -> int:
-    ends = [one.steps for one in sources if isinstance(one, Curve) and one.steps is not None]
-    if not ends:
-        raise ValueError("schedule: steps must be given, since what is drawn has no end")
+    ends = [end for one in sources for end in _ends(one) if end is not None]
+    if not ends or max(ends) <= 0:
+        raise ValueError(
+            "schedule: steps must be given, since nothing of what is drawn says where it ends "
+            "(a curve with a number of steps does)"
+        )
     return math.ceil(max(ends))
+
+
+def _ends(one: Any) -> Iterator[float | None]:
+    """Yield how many steps ahead a curve ends, or each curve of the rate in a Schedule."""
+    if isinstance(one, Curve):
+        yield one.steps
+    elif isinstance(one, Schedule):
+        for curve in one.curves("lr"):
+            yield None if curve.steps is None else curve.steps - one.last_epoch
 
 
 def _lines(label: str, one: Any, last: int, factor: float) -> Iterator[Line]:
