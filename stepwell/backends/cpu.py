@@ -40,11 +40,13 @@ def refuses(program: Program, facts: Facts) -> str | None:
         return reason
     if facts.device.type != "cpu":
         return f"memory on {facts.device}"
-    if torch.float16 in dtypes_of(facts) and llvm.features().isdisjoint({"f16c", "neon"}):
-        return "no conversion of float16 in this processor"
     if facts.layout == "rows" and not program.ops.isdisjoint(WHOLE):
         return "a reduction over rows that are not there"
-    return unreadable(program, facts, ("dense", "sharded", "rows"))
+    if reason := unreadable(program, facts, ("dense", "sharded", "rows")):
+        return reason
+    if torch.float16 in dtypes_of(facts) and llvm.features().isdisjoint({"f16c", "neon"}):
+        return "no conversion of float16 in this processor"
+    return None
 
 
 @cache

@@ -174,6 +174,6 @@ def checks(lists: Iterable[object], entries: object) -> Checks:
     """The fastest way to ask of such lists and such a dict; LLVM is not loaded for it alone."""
     # a subclass may have an order of its own
     plain = type(entries) in (dict, defaultdict) and all(type(found) is list for found in lists)
-    if plain and "llvmlite" in sys.modules:
+    if plain and sys.modules.get("llvmlite") and not llvm.unusable():
         return _compiled()
     return Checks(_same_items, _same_entries, _same_groups)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import struct
 import threading
 from functools import cache
 from typing import Any
 
-__all__ = ["Library", "constant", "features", "load"]
+__all__ = ["Library", "constant", "features", "load", "unusable"]
+
+log = logging.getLogger("stepwell")
 
 _lock = threading.Lock()
 
@@ -25,6 +28,22 @@ def _machine(level: int) -> Any:
         opt=level,
         jit=True,
     )
+
+
+@cache
+def unusable() -> str | None:
+    """Why nothing can be compiled here, or None; it is said once, for steps then take longer."""
+    try:
+        load("define void @nothing() {\n  ret void\n}", optimise=True)
+    except ImportError as error:
+        reason = f"llvmlite cannot be imported ({error})"
+    except Exception as error:
+        # no such processor, no memory that may hold code: whatever it is, others can do the step
+        reason = f"llvmlite does not work here ({type(error).__name__}: {error})"
+    else:
+        return None
+    log.warning("no native code, steps run on back-end foreach instead: %s", reason)
+    return reason
 
 
 @cache

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..cohort import Cohort, Facts, local_part, state_shape
 from ..language import Program
 from ..language.expr import ALONG, REDUCTIONS
-from . import tensors
+from . import llvm, tensors
 from .overlap import overlapping
 from .schedule import Schedule
 
@@ -53,7 +53,7 @@ def unreadable(
         return "a gradient that is not as complex as its parameter"
     if not tensors.is_available():
         return "this torch has no DLPack exchange interface"
-    return None
+    return llvm.unusable()
 
 
 def slots_of(cohort: Cohort) -> dict[str, torch.dtype]:
