@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["printable"]
+__all__ = ["encodable", "printable"]
 
 PLAIN = str.maketrans({"×": "x", "µ": "u", "·": "-", "–": "-", "…": "...", "─": "-", "━": "-"})
 NAME = "stepwell-plain"
@@ -27,6 +27,18 @@ def printable() -> Iterator[None]:
         yield
     finally:
         stream.reconfigure(errors="strict")
+
+
+def encodable(text: str) -> str:
+    """The text as standard output can take it."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return text.translate(PLAIN).encode(encoding, "backslashreplace").decode(encoding)
+    except LookupError:
+        pass
+    return text
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:

@@ -459,13 +459,55 @@ def test_a_report_lists_everything_and_changes_nothing(path):
         "model: 0.weight has shape (4, 3), must have (5, 3)",
         "model: 2.weight is torch.float32, must be torch.float16",
         "the rule: the file has state of AdamW, not Adam",
-        "0.weight: has shape [4, 3] in the file, [5, 3] in the optimizer",
-        "2.bias: is float32 in the file, float16 in the optimizer",
         "missing: norm.weight (the state dict has 1.weight)",
         "nothing was loaded; strict=False loads what fits",
+        "each tensor is listed once, the error's report has all",
     ):
         assert part in said
+    for part in (
+        "0.weight: has shape [4, 3] in the file, [5, 3] in the optimizer",
+        "2.bias: is float32 in the file, float16 in the optimizer",
+    ):
+        assert any(entry.startswith(part) for entry in caught.value.report.mismatched)
     assert_same(everything(other, target), before)
+
+
+def test_a_tensor_that_does_not_fit_is_named_once(path):
+    model = small_model()
+    optimizer = stepwell.AdamW(model.parameters())
+    train(model, optimizer)
+    save(path, model=model, optimizer=optimizer)
+    inside = nn.ModuleDict({"body": small_model()})
+    for other, kind in ((inside, "missing"), (nn.Sequential(nn.Linear(3, 9)), "mismatched")):
+        target = stepwell.AdamW(other.parameters())
+        with pytest.raises(CheckpointError) as caught:
+            load(path, model=other, optimizer=target)
+        lines = str(caught.value).splitlines()[1:-1]
+        name = next(name for name, _ in other.named_parameters())
+        assert len([line for line in lines if f"{name} " in line]) == 1, lines
+        # of the optimizer too
+        assert len([entry for entry in getattr(caught.value.report, kind) if name in entry]) > 1
+        # a name that was probably meant is not a second line
+        assert not any("unexpected: model: 0.weight" in line for line in lines)
+    with pytest.raises(CheckpointError, match=r"missing: body\.0\.weight") as caught:
+        load(path, optimizer=stepwell.AdamW(inside.named_parameters()))
+    for index in (0, 1):
+        assert f"group {index}" not in str(caught.value)
+
+
+def test_parts_without_their_names_are_refused(path):
+    model = small_model()
+    optimizer = stepwell.AdamW(model.parameters())
+    scheduler = StepLR(optimizer, 1)
+    for what, function in (("save", save), ("load", load)):
+        for given, said in (
+            ((model,), "model=model"),
+            ((optimizer, model), "optimizer=optimizer, model=model"),
+            ((scheduler, {"epoch": 1}, {}), "scheduler=scheduler, extra=extra"),
+        ):
+            with pytest.raises(TypeError) as caught:
+                function(path, *given)
+            assert str(caught.value) == f"{what}: say what each part is: {what}(path, {said})"
 
 
 def test_partial_loads_and_renames(path):

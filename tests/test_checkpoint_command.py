@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import resource
 from collections.abc import Mapping
@@ -71,6 +72,67 @@ def test_show(path, capsys):
         "(2,)", "float32", f"{float(moment.double().norm()):.4g}", "8",
     ]  # fmt: skip
     assert rows["1.bias"] == ["1.bias", "0", "(2,)", "float32", "3"]
+
+
+def test_show_says_where_the_schedule_stands_and_what_is_extra(path, capsys):
+    _, optimizer = trained(stepwell.SGD)
+    schedules = stepwell.lr_scheduler
+    parts = [schedules.ConstantLR(optimizer, 0.5, 9), schedules.StepLR(optimizer, 2)]
+    scheduler = schedules.SequentialLR(optimizer, parts, [4])
+    optimizer.step()
+    scheduler.step()
+    extra = {
+        "epoch": 3,
+        "losses": [0.5, 0.25],
+        "options": {"name": "a run", "sizes": {"hidden": (4, 2)}},
+        "loss": torch.tensor(0.5),
+        "mask": torch.ones(2, 3),
+        "log": "x" * 1000,
+        "many": {i: i for i in range(100)},
+    }
+    save(path, optimizer=optimizer, scheduler=scheduler, extra=extra)
+    _, out, _ = said(capsys, "show", path)
+    found = [" ".join(line.split()) for line in out.splitlines()]
+    for row in (
+        "scheduler SequentialLR(ConstantLR, StepLR)",
+        "scheduler: step 1",
+        "scheduler: rates [0.0005]",
+        "extra.epoch 3",
+        "extra.losses [0.5, 0.25]",
+        "extra.options.name a run",
+        "extra.options.sizes.hidden (4, 2)",
+        "extra.loss 0.5",
+        "extra.mask float32 (2, 3)",
+        f"extra.log {'x' * 200}...",
+        "... 60 more",
+    ):
+        assert row in found, row
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+@pytest.mark.parametrize("command", ["show", "diff", "verify", "table"])
+def test_any_terminal_is_printed_to(path, monkeypatch, encoding, command):
+    model, optimizer = trained(stepwell.AdamW, 1)
+    model.append(nn.Linear(2, 2))
+    model.append(nn.Linear(2, 2))
+    other = path.with_name("other.safetensors")
+    save(path, model=model, optimizer=optimizer, extra={"Größe": "·─"})
+    save(other, model=model, extra={"Größe": "×"})
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict")
+    monkeypatch.setattr("sys.stdout", stream)
+    if command == "table":
+        print(stepwell.groups.table(model))
+    else:
+        main(["checkpoint", command, str(path), *([str(other)] if command == "diff" else [])])
+    stream.flush()
+    text = stream.buffer.getvalue().decode(encoding)
+    words = {"show": "0.weight", "diff": "extra.", "verify": "is what was written", "table": "2 "}
+    assert words[command] in text
+    # what is no letter has a counterpart of the same width
+    assert "\N{REPLACEMENT CHARACTER}" not in text
+    if command == "table":
+        assert ("2 × 4" if encoding == "utf-8" else "2 x 4") in text
+        assert ("────" if encoding == "utf-8" else "----") in text
 
 
 def test_show_does_nothing_to_a_terminal(path, capsys):

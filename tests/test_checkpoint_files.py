@@ -91,13 +91,14 @@ def test_a_system_without_the_calls(path, monkeypatch):
 
 
 def test_places_where_no_file_can_be(tmp_path):
+    (tmp_path / "file").write_text("")
     for path, error in (
-        (tmp_path / "missing" / "x.safetensors", FileNotFoundError),
+        (tmp_path / "file" / "x.safetensors", NotADirectoryError),
         (tmp_path, IsADirectoryError),
     ):
         with pytest.raises(error, match=str(path)):
             save(path, extra=1)
-    assert files(tmp_path) == []
+    assert files(tmp_path) == ["file"]
 
 
 def test_the_order_of_writing(path, monkeypatch):
@@ -419,8 +420,31 @@ def test_latest_passes_over_what_is_damaged(tmp_path):
     (tmp_path / "step-2.safetensors").write_bytes(b"")
     (tmp_path / "step-4.safetensors").mkdir()
     assert latest(tmp_path) == tmp_path / "step-1.safetensors"
-    with pytest.raises(FileNotFoundError):
-        latest(tmp_path / "nowhere")
+    assert latest(tmp_path / "nowhere") is None
+    with pytest.raises(NotADirectoryError):
+        latest(tmp_path / "step-2.safetensors")
+
+
+def test_a_first_run_has_no_folder_yet(tmp_path, monkeypatch):
+    """The way to resume that the documentation shows, in a folder that the first save makes."""
+    folder, synced = tmp_path / "runs" / "7", []
+    real = os.fsync
+
+    def noted(fd):
+        synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+        real(fd)
+
+    if sys.platform == "linux":
+        monkeypatch.setattr("os.fsync", noted)
+    for step in (1, 2):
+        start = load(newest).extra["step"] if (newest := latest(folder)) else 0
+        assert start == step - 1
+        save(folder / f"step-{step}.safetensors", extra={"step": step}, keep=3, background=step > 1)
+    save(folder / "other" / "step-1.safetensors", background=True).wait()
+    assert files(folder) == ["other", "step-1.safetensors", "step-2.safetensors"]
+    if sys.platform == "linux":
+        # the names of new folders survive a loss of power
+        assert {str(tmp_path), str(tmp_path / "runs"), str(folder)} <= {*synced}
 
 
 @pytest.mark.parametrize("kills", [200, pytest.param(1000, marks=pytest.mark.long)])

@@ -15,7 +15,7 @@ from .convert import convert
 from .difference import difference
 from .header import CheckpointError
 from .reading import opened, verify
-from .show import groups_table, heading, params_table, printable, tensors_table
+from .show import groups_table, heading, params_table, printable, tensors_table, values_table
 
 WIDTH = 100_000
 """Columns, where the output goes to no terminal: there nothing is folded."""
@@ -71,6 +71,8 @@ def _show(args: argparse.Namespace, console: Console) -> int:
         if "optimizer" in file.description:
             _print(console, groups_table(file))
             _print(console, params_table(file))
+        if (values := values_table(file)) is not None:
+            _print(console, values)
         _print(console, tensors_table(file))
     return 0
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
 
 from ..groups.naming import plain_name, unwrapped
 from ..version import __version__
@@ -21,6 +22,7 @@ from .values import Packer
 
 __all__ = [
     "check_module",
+    "check_named",
     "composition_of",
     "describe",
     "header_of",
@@ -29,6 +31,10 @@ __all__ = [
     "rule_of",
     "without_transforms",
 ]
+
+
+PARTS = ("model", "optimizer", "scheduler", "extra")
+"""What a training is saved as, mostly."""
 
 
 def describe(
@@ -78,6 +84,22 @@ def check_module(module: Any, what: str) -> None:
     """
     if not isinstance(module, torch.nn.Module):
         raise TypeError(f"{what} must be a torch.nn.Module, got {type(module).__name__}")
+
+
+def check_named(given: Sequence[Any], function: str) -> None:
+    """Check that nothing but the path was given without its name.
+
+    Raises:
+        TypeError: something was; what to write is said
+    """
+    if given:
+        kinds = (torch.nn.Module, torch.optim.Optimizer, LRScheduler)
+        names = [
+            next((n for n, k in zip(PARTS, kinds, strict=False) if isinstance(each, k)), PARTS[-1])
+            for each in given
+        ]
+        listed = ", ".join(f"{name}={name}" for name in dict.fromkeys(names))
+        raise TypeError(f"{function}: say what each part is: {function}(path, {listed})")
 
 
 def header_of() -> dict[str, Any]:

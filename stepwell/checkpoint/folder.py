@@ -39,14 +39,19 @@ _whole: dict[Path, tuple[int, ...]] = {}
 
 
 def latest(folder: str | os.PathLike[str]) -> Path | None:
-    """The newest checkpoint in a folder that verifies, or None.
+    """The newest checkpoint in a folder that verifies, or None, also where there is no folder yet.
 
     Damaged ones, and other files, are passed over; the newest is the one last saved.
 
     Raises:
         OSError: the folder cannot be read
     """
-    for path in _newest_first(Path(folder).iterdir()):
+    try:
+        paths = list(Path(folder).iterdir())
+    except FileNotFoundError:
+        # a first run makes it when it saves
+        return None
+    for path in _newest_first(paths):
         with suppress(CheckpointError, OSError):
             verify(path)
             return path

@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -17,20 +17,18 @@ from ..optimizer import Optimizer
 from ..state_dict import Loading, Policy
 from ..wrapped import inner_optimizer, inner_scheduler
 from . import schedules, states
-from .contents import check_module, named, rule_of
+from .contents import check_module, check_named, named, rule_of
 from .header import CheckpointError
 from .modules import Fit, fit
 from .names import Rename, Rules, aliases, checked_rename, matched_names, names_inside, ties
 from .randomness import check_random_state, set_random_state
 from .reading import File, opened
+from .refusals import refusal
 from .rules import rule_differences
 from .states import Source, as_real, checked_optimizer, kinds, state_dict_with, targets
 from .values import unpack
 
 __all__ = ["Loaded", "load"]
-
-LINES = 100
-"""How much of each kind of misfit an error lists; its `report` has all."""
 
 
 class Loaded(NamedTuple):
@@ -47,7 +45,7 @@ class Loaded(NamedTuple):
 
 def load(
     path: str | os.PathLike[str],
-    *,
+    *unnamed: NoReturn,
     optimizer: Optimizer | None = None,
     model: torch.nn.Module | None = None,
     scheduler: Any = None,
@@ -64,6 +62,7 @@ def load(
 
     Args:
         path: the file
+        unnamed: nothing; parts of a training have names
         optimizer: its groups and state; parameters are known by name, its own or the model's
         model: its parameters and buffers are overwritten where they lie
         scheduler: whatever was saved as one, of the same class; several groups are known by the
@@ -79,11 +78,13 @@ def load(
         what was not loaded, and `extra`
 
     Raises:
+        TypeError: something is given without its name, or is of another kind
         CheckpointError: the file is damaged or does not fit; nothing is changed. A disk may fail
             after the check, while the model is overwritten: then it lists the tensors that are
         ValueError: a parameter of the optimizer has no name, or one that is there twice
         OSError: it cannot be read
     """
+    check_named(unnamed, "load")
     if optimizer is not None:
         optimizer = _checked_optimizer(optimizer)
     for what, module in (("model", model), ("averaged", averaged)):
@@ -159,7 +160,7 @@ class _Plan:
             reports.append(self._take_scheduler(scheduler, model))
         self.report = _joined(reports)
         if self._strict and not self.report.is_empty:
-            raise _refusal(self.report)
+            raise refusal(self.report)
         self._rehearse()
 
     def _has(self, key: str) -> bool:
@@ -346,15 +347,6 @@ class _Plan:
 def _joined(reports: Sequence[LoadReport]) -> LoadReport:
     columns = zip(*reports, strict=True)
     return LoadReport(*(tuple(chain(*column)) for column in columns))
-
-
-def _refusal(report: LoadReport) -> CheckpointError:
-    error = CheckpointError(
-        f"does not fit:{report.listed(LINES)}\n  (nothing was loaded; strict=False loads "
-        "what fits, and rename={...} changes saved names)"
-    )
-    error.report = report
-    return error
 
 
 def _without_misfits(optimizer: Optimizer, loading: Loading, misfits: Collection[str]) -> Loading:

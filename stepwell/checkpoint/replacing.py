@@ -37,6 +37,7 @@ def replacing(path: Path) -> Iterator[int]:
     with _naming(path, UNCHANGED):
         mode = _mode(path)
         target = Path(os.path.realpath(path))
+        _make_folder(target.parent)
         _remove_leftovers(target.parent)
         unfinished, fd = _created(target, mode)
     try:
@@ -64,6 +65,14 @@ def _naming(path: Path, consequence: str) -> Iterator[None]:
         number = error.errno or errno.EIO
         words = f"{error.strerror or os.strerror(number)} ({consequence})"
         raise OSError(number, words, str(path)) from error
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, that survive a loss of power."""
+    if not folder.exists():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync_folder(folder.parent)
 
 
 def _mode(path: Path) -> int | None:

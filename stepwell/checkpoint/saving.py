@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from multiprocessing.util import Finalize, is_exiting
 from pathlib import Path
 from traceback import clear_frames
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from ..wrapped import inner_optimizer, inner_scheduler
-from .contents import describe
+from .contents import check_named, describe
 from .folder import check_keep, prune
 from .pieces import check_system, synchronize
 from .randomness import random_state
@@ -26,7 +26,7 @@ __all__ = ["Writing", "save"]
 
 def save(
     path: str | os.PathLike[str],
-    *,
+    *unnamed: NoReturn,
     optimizer: torch.optim.Optimizer | None = None,
     model: torch.nn.Module | None = None,
     scheduler: Any = None,
@@ -42,7 +42,8 @@ def save(
     beside its place, synced and renamed: a checkpoint of the same name is whole until then.
 
     Args:
-        path: the file
+        path: the file; its folder is made if there is none
+        unnamed: nothing; parts of a training have names
         optimizer: its groups and state; parameters are known by name, its own or the model's. Of a
             wrapper, as accelerate's and Lightning's, what is inside
         model: its state dict, under the names of the module inside of DistributedDataParallel and
@@ -68,6 +69,7 @@ def save(
         OSError: the file cannot be written; it is named, and what was there before still is
         TypeError, ValueError: something cannot be saved; nothing is written
     """
+    check_named(unnamed, "save")
     path = Path(path).absolute()
     _Background.wait()
     if keep is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from typing import Any
 
@@ -25,9 +26,13 @@ __all__ = [
     "shape_of",
     "table",
     "tensors_table",
+    "values_table",
 ]
 
-LONG = ("change", "hyperparameters", "parameter", "tensor", "what")
+ROWS, LONGEST = 50, 200
+"""How many values are listed, and how long one may be."""
+
+LONG = ("change", "hyperparameters", "parameter", "tensor", "value", "what")
 """Columns of long texts."""
 
 NUMBERS = ("bytes", "differ", "group", "largest", "norm", "parameters", "steps")
@@ -69,6 +74,52 @@ def groups_table(file: File) -> Table:
         shown = ", ".join(f"{key}={_short(value)}" for key, value in values.items())
         found.add_row(str(index), f"{len(params):,}", Text(printable(shown)))
     return found
+
+
+def values_table(file: File) -> Table | None:
+    """Where the schedule stands, and what was saved as `extra`; None if there is neither."""
+    found = table("what", "value")
+    rows = [*_schedule_rows(file), *_rows(_unpacked(file, "extra"), "extra")]
+    for what, value in shown_rows(rows):
+        found.add_row(Text(printable(what)), Text(printable(value)))
+    return found if rows else None
+
+
+def shown_rows(rows: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """As many of them as a user reads."""
+    rest = len(rows) - ROWS
+    return [*rows[:ROWS], ("...", f"{rest:,} more")] if rest > 0 else rows
+
+
+def _schedule_rows(file: File) -> Iterator[tuple[str, str]]:
+    state = _unpacked(file, "scheduler")
+    if not isinstance(state, dict):
+        return
+    if kind := file.description.get("scheduler_class"):
+        yield "scheduler", str(kind)
+    for key, name in (("last_epoch", "step"), ("_last_lr", "rates")):
+        if key in state:
+            yield f"scheduler: {name}", _short(state[key])
+
+
+def _rows(value: Any, name: str) -> Iterator[tuple[str, str]]:
+    """The items of dicts and lists, each in a row; short lists of plain values stay whole."""
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from _rows(item, f"{name}.{key}")
+    elif isinstance(value, (list, tuple)) and any(
+        isinstance(item, (dict, list, tuple, Tensor)) for item in value
+    ):
+        for index, item in enumerate(value):
+            yield from _rows(item, f"{name}.{index}")
+    elif value is not None or name != "extra":
+        text = _short(value)
+        yield name, text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
+
+def _unpacked(file: File, key: str) -> Any:
+    # the tensors have a table of their own
+    return unpack(file.description.get(key), lambda name, _: file.like(name))
 
 
 def params_table(file: File) -> Table:
@@ -141,7 +192,14 @@ def _values(file: File, packed: Any) -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-    return f"{value.item():g}" if isinstance(value, Tensor) and value.numel() == 1 else str(value)
+    if isinstance(value, Tensor):
+        if value.numel() == 1 and not value.is_meta:
+            return f"{value.item():g}"
+        return f"{dtype_of(value)} {shape_of(value)}"
+    if isinstance(value, (list, tuple)):
+        kind = "({})" if isinstance(value, tuple) else "[{}]"
+        return kind.format(", ".join(map(_short, value)))
+    return str(value)
 
 
 def shape_of(tensor: Tensor | Entry) -> str:

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.optim import Optimizer as TorchOptimizer
 
 from ..param_groups import Times
+from ..terminal import encodable
 from .naming import Group, Named, collect
 
 __all__ = ["GroupTable", "table"]
@@ -147,11 +148,12 @@ class GroupTable:
     def __str__(self) -> str:
         console = Console(file=io.StringIO(), width=1000, color_system=None, force_jupyter=False)
         width = Measurement.get(console, console.options, self.__rich__()).maximum
-        if sys.stdout.isatty():
+        # some programs have none
+        if sys.stdout is not None and sys.stdout.isatty():
             width = shutil.get_terminal_size().columns
         with console.capture() as capture:
             console.print(self, width=width)
-        return "\n".join(line.rstrip() for line in capture.get().splitlines())
+        return encodable("\n".join(line.rstrip() for line in capture.get().splitlines()))
 
     __repr__ = __str__
 
