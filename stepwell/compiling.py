@@ -14,14 +14,27 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 import torch
 from torch._C._dynamo import eval_frame
 
-__all__ = ["ParamGroups", "get_eval_frame_callback", "leave_alone", "outside_graphs", "uncompiled"]
+__all__ = [
+    "ParamGroups",
+    "get_eval_frame_callback",
+    "leave_alone",
+    "outside_graphs",
+    "skipped",
+    "uncompiled",
+]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
 
 REASON = (
     "a stepwell optimizer runs compiled code of its own, which no graph can hold; leave out "
     "fullgraph=True, or call it outside of the function that is compiled"
+)
+
+SCHEDULES = (
+    "a schedule writes into the groups of an optimizer, which no graph can do; leave out "
+    "fullgraph=True, or step the schedule outside of the function that is compiled"
 )
 
 get_eval_frame_callback = getattr(
@@ -35,12 +48,25 @@ _set_compiled_frames = getattr(eval_frame, "set_fullgraph_compiled_frame_count",
 
 def leave_alone(function: Any) -> None:
     """Keep torch.compile from inlining a function into a graph, and from looking at it itself."""
+    _disable(function, REASON, "DEFAULT")
+
+
+def skipped(method: F) -> F:
+    """A method in which torch.compile looks at nothing, and which costs nothing without it.
+
+    A schedule counts its steps: to trace them would be to compile each of them anew.
+    """
+    _disable(method, SCHEDULES, "SKIP")
+    return method
+
+
+def _disable(function: Any, reason: str, within: str) -> None:
     function._torchdynamo_disable = True
-    function._torchdynamo_disable_msg = REASON
+    function._torchdynamo_disable_msg = reason
     # private to torch: without it, a compiled step costs a look at this frame, and works as well
     if hasattr(eval_frame, "_FrameExecStrategy") and hasattr(eval_frame, "set_code_exec_strategy"):
         action = eval_frame._FrameAction
-        skip = eval_frame._FrameExecStrategy(action.SKIP, action.DEFAULT)
+        skip = eval_frame._FrameExecStrategy(action.SKIP, getattr(action, within))
         eval_frame.set_code_exec_strategy(function.__code__, skip)
 
 

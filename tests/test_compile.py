@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 import stepwell
+from stepwell import lr_scheduler
 
 from .shell_cases import fill_grads, ours, theirs, weights
 
@@ -43,3 +45,61 @@ def test_a_training_step_under_torch_compile():
     torch.compile(optimizer.step, backend="eager")()
     saved = torch.compile(optimizer.state_dict, backend="eager")()
     assert saved["param_groups"][0]["lr"] == 0.5
+
+
+SCHEDULES = {
+    "StepLR": lambda held: lr_scheduler.StepLR(held, 2, 0.5),
+    "OneCycleLR": lambda held: lr_scheduler.OneCycleLR(held, 1.0, 20, cycle_momentum=False),
+    "WarmRestarts": lambda held: lr_scheduler.CosineAnnealingWarmRestarts(held, 3),
+    "ReduceLROnPlateau": lambda held: lr_scheduler.ReduceLROnPlateau(held, patience=0),
+    "SequentialLR": lambda held: lr_scheduler.SequentialLR(
+        held, [lr_scheduler.LinearLR(held), lr_scheduler.ExponentialLR(held, 0.9)], [3]
+    ),
+    "ChainedScheduler": lambda held: lr_scheduler.ChainedScheduler(
+        [lr_scheduler.LinearLR(held), lr_scheduler.ExponentialLR(held, 0.9)]
+    ),
+    "Schedule": lambda held: lr_scheduler.Schedule(held, lr=lr_scheduler.cosine(9)),
+}
+
+
+@pytest.mark.parametrize("rate", [float, torch.tensor])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules_step_alone_and_within_what_is_compiled(name, rate):
+    def run(*, alone: bool, compiled: bool) -> list[float]:
+        torch._dynamo.reset()
+        counters.clear()
+        held = stepwell.SGD(weights(), lr=rate(0.5))
+        scheduler = SCHEDULES[name](held)
+        held.step()
+        metric = [torch.tensor(1.0)] if name == "ReduceLROnPlateau" else []
+
+        def within(x: torch.Tensor) -> torch.Tensor:
+            y = x * 2
+            scheduler.step(*metric)
+            return y + 1
+
+        step = scheduler.step if alone else within
+        step = torch.compile(step, backend="eager") if compiled else step
+        seen = []
+        for _ in range(12):
+            step(*(metric if alone else [torch.ones(2)]))
+            seen.append(float(held.param_groups[0]["lr"]))
+        # nothing of the schedule is traced: what is compiled is what stands around it
+        assert counters["frames"]["total"] == (2 if compiled and not alone else 0)
+        return seen
+
+    expected = run(alone=True, compiled=False)
+    assert run(alone=True, compiled=True) == expected
+    assert run(alone=False, compiled=True) == expected
+
+
+def test_fullgraph_says_why_a_schedule_cannot_be_in_a_graph():
+    held = stepwell.SGD(weights(), lr=0.5)
+    scheduler = lr_scheduler.StepLR(held, 2)
+
+    def within(x: torch.Tensor) -> torch.Tensor:
+        scheduler.step()
+        return x + 1
+
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="a schedule writes into the groups"):
+        torch.compile(within, backend="eager", fullgraph=True)(torch.ones(2))

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from ..compiling import skipped
 from .composite import Composite, common_optimizer, follow, start_anew, take
 from .curvelr import CurveLR, is_above, moved
 from .curves import Curve
@@ -47,6 +48,7 @@ class ChainedScheduler(Composite):
         """The step at which the first part stands."""
         return int(self._schedulers[0].last_epoch)
 
+    @skipped
     def step(self) -> None:  # type: ignore[override]
         """Move on by one step, after the optimizer's own `step`."""
         curve = self._curve()

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from ..compiling import skipped
 from .curvelr import CurveLR, along, remade
 from .curves import cosine, cosine_restarts
 from .curves.composition import ETA_MIN
@@ -68,6 +69,7 @@ class CosineAnnealingWarmRestarts(CurveLR):
     def _value_now(self) -> float:
         return cosine(self.T_i)(max(self.T_cur, 0))
 
+    @skipped
     def step(self, epoch: float | None = None) -> None:
         """Move on by one step, after the optimizer's own `step`, or go to an epoch.
 

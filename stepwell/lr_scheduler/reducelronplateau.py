@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import EPOCH_DEPRECATION_WARNING
 from torch.optim.lr_scheduler import ReduceLROnPlateau as TorchReduceLROnPlateau
 
+from ..compiling import skipped
 from ..language.fields import Field, Range
 from .hyperparameters import Number, read, write
 from .scheduler import LAST_EPOCH, LRScheduler, require_epoch, require_optimizer
@@ -121,6 +122,7 @@ class ReduceLROnPlateau(LRScheduler, TorchReduceLROnPlateau):
         """Whether steps are not counted, since the rates have just changed."""
         return self.cooldown_counter > 0
 
+    @skipped
     def step(self, metrics: SupportsFloat, epoch: int | None = None) -> None:  # type: ignore[override]
         """Take note of a metric, and lower the rates if it has not become better for long.
 

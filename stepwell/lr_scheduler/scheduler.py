@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import EPOCH_DEPRECATION_WARNING
 from torch.optim.lr_scheduler import LRScheduler as TorchLRScheduler
 
+from ..compiling import skipped
 from ..language.fields import Field, Range
 from .hyperparameters import Floats, Number, holds, holds_tensors, read, write
 from .watch import check_order, copied, loads, look, meant_values, move_on, settle, snapshot, watch
@@ -100,6 +101,7 @@ class LRScheduler(TorchLRScheduler):
         """The rates that the latest `step` wrote, one per group; Tensors are copies."""
         return self._last_lr
 
+    @skipped
     def step(self, epoch: int | None = None) -> None:
         """Move on by one step, after the optimizer's own `step`.
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from ..compiling import skipped
 from .composite import Composite, common_optimizer, follow, start_anew, take, values_at
 from .curves.composition import active
 from .curves.multi_step import ascending
@@ -65,6 +66,7 @@ class SequentialLR(Composite):
         index = active(self._starts, step)
         return self._schedulers[index], step - self._starts[index]
 
+    @skipped
     def step(self) -> None:  # type: ignore[override]
         """Move on by one step, after the optimizer's own `step`."""
         part, within = self._active(self.last_epoch + 1)
