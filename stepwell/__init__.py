@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from .after_import import after_import
 from .averaging import averaged as averaged
 from .averaging import averaged_weights as averaged_weights
 from .combined import Combined as Combined
@@ -50,6 +51,7 @@ __all__ = [
     "averaged_weights",
     "checkpoint",
     "compose",
+    "functional",
     "groups",
     "language",
     "lr_scheduler",
@@ -61,6 +63,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from . import checkpoint as checkpoint
+    from . import functional as functional
     from . import groups as groups
     from . import language as language
     from . import lr_scheduler as lr_scheduler
@@ -90,3 +93,6 @@ else:
         return (
             f': its optimizers are {rules}; to write another, see the README, "A rule of your own"'
         )
+
+
+after_import("torch.distributed.optim.utils", f"{__name__}.distributed")

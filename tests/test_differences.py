@@ -25,6 +25,7 @@ from .cases import NATIVE
 from .compare import backends
 from .differences import ARGUMENTS, ROWS, STATE, TYPES
 from .shell_cases import fill_grads, named_weights, ours, refused, theirs, train, weights
+from .torch_versions import INSTALLED
 
 ZERO = torch.tensor(0.0)
 
@@ -43,6 +44,10 @@ ELSEWHERE = {
     "`load_state_dict`: hyperparameters that are tensors": (
         "test_state_dict",
         "test_hyperparameters_stay_on_their_device",
+    ),
+    "functional counterparts in `torch.distributed.optim`": (
+        "test_distributed",
+        "test_each_rule_has_a_counterpart_that_steps_alike",
     ),
     "`torch.compile` around a step": ("test_compile", "test_a_training_step_under_torch_compile"),
     "`Muon`, the precision of its products": ("test_muon", "test_what_a_device_iterates_in"),
@@ -1041,9 +1046,71 @@ def _() -> None:
     assert both(calls) == (2, 1)
 
 
-@shows("modules such as `torch.optim.adamw`, and functions such as `adamw` in them")
+@shows("modules such as `torch.optim.adamw`")
 def _() -> None:
     assert importlib.import_module("torch.optim.adamw").adamw
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("stepwell.adamw")
     assert importlib.import_module("stepwell.optimizers.adamw").AdamW is stepwell.AdamW
+
+
+@shows("`functional`, before torch 2.15")
+def _() -> None:
+    assert hasattr(torch.optim, "functional") == (INSTALLED >= (2, 15))
+    assert stepwell.functional.adamw
+
+
+SGD_ARGUMENTS = {"weight_decay": 0.0, "dampening": 0.0, "nesterov": False, "maximize": False}
+
+
+def called(library: Any, params: Any, grads: Any, buffers: Any, momentum: float = 0.0) -> Any:
+    """A step of the function `sgd`, by which parameters have then moved to 0.5 or less."""
+    module = library if library is stepwell.functional else importlib.import_module(library)
+    module.sgd(params, grads, buffers, lr=0.5, momentum=momentum, **SGD_ARGUMENTS)
+    assert all(bool((p <= 0.5).all()) for p in params)
+
+
+@shows("functions of `functional`: parameters that require grad")
+def _() -> None:
+    said = refused(lambda: called("torch.optim.sgd", [param(3)], [torch.ones(3)], []))
+    assert str(said).startswith("a leaf Variable that requires grad")
+    called(stepwell.functional, [param(3)], [torch.ones(3)], [])
+
+
+@shows("functions of `functional`: a list that is too short")
+def _() -> None:
+    params, grads = ([torch.ones(3) for _ in range(2)] for _ in range(2))
+    said = refused(lambda: called("torch.optim.sgd", params, grads, [None], momentum=0.9))
+    assert type(said) is IndexError
+    assert not torch.equal(params[0], torch.ones(3))
+    params = [torch.ones(3) for _ in range(2)]
+    refused(lambda: called(stepwell.functional, params, grads, [None], momentum=0.9))
+    assert torch.equal(params[0], torch.ones(3))
+
+
+@shows("functions of `functional`: state that is None")
+def _() -> None:
+    keywords = {"lr": 0.5, "rho": 0.9, "eps": 1.0, "weight_decay": 0.0, "maximize": False}
+
+    def step(function: Any) -> Any:
+        lists: Any = [[torch.ones(3)], [torch.ones(3)], [None], [None], [torch.tensor(0.0)]]
+        function(*lists, **keywords)
+        return lists
+
+    function = importlib.import_module("torch.optim.adadelta").adadelta
+    assert type(refused(lambda: step(function))) is AttributeError
+    assert all(isinstance(found, Tensor) for (found,) in step(stepwell.functional.adadelta))
+
+
+@shows("`functional.muon(foreach=True)`")
+def _() -> None:
+    options = {"lr": 0.1, "weight_decay": 0.0, "momentum": 0.9, "nesterov": True, "eps": 1e-7}
+    ns = {"ns_coefficients": (3.4445, -4.775, 2.0315), "ns_steps": 5, "adjust_lr_fn": None}
+
+    def step(function: Any) -> None:
+        lists = [[torch.eye(3)], [torch.eye(3)], [torch.zeros(3, 3)]]
+        function(*lists, foreach=True, has_complex=False, **options, **ns)
+
+    function = importlib.import_module("torch.optim._muon").muon
+    assert str(refused(lambda: step(function))) == "Foreach is not supported for Muon yet"
+    step(stepwell.functional.muon)

@@ -28,6 +28,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "language",
+        "after_import",
         "compiling",
         "exact",
         "extra",
@@ -46,8 +47,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("totals",),
     ("persistence", "plan"),
     ("optimizer",),
-    ("combined", "composing", "optimizers"),
-    ("averaging", "plot", "swa_utils"),
+    ("combined", "composing", "optimizers", "stand_ins"),
+    ("averaging", "distributed", "functional", "plot", "swa_utils"),
     ("checkpoint",),
     ("race",),
     ("__main__",),
@@ -150,8 +151,10 @@ def test_public_names_are_exported_as_themselves(package: str) -> None:
 @pytest.mark.tiny
 def test_the_package_lists_what_it_exports_once() -> None:
     path = PACKAGE / "__init__.py"
-    _, first, _, *imports, names, lazy = ast.parse(path.read_text()).body
+    _, first, _, hook, *imports, names, lazy, waits = ast.parse(path.read_text()).body
     assert ast.unparse(first) == "from importlib import import_module"
+    assert ast.unparse(hook) == "from .after_import import after_import"
+    assert ast.unparse(waits).startswith("after_import('torch.distributed.optim.utils', ")
     assert ast.unparse(names).startswith("__all__ = ")
     assert isinstance(lazy, ast.If)
     exported = [*_exported(path, imports), *_exported(path, lazy.body)]
@@ -203,7 +206,7 @@ def test_importing_the_package_loads_what_an_optimizer_needs_and_nothing_more() 
     # torch has numpy; LLVM, Triton, rich, safetensors and Matplotlib wait until they are used
     assert packages <= {"stepwell", "numpy"}
     lazy = {name for name in stepwell.__all__ if inspect.ismodule(getattr(stepwell, name))}
-    late = {"checkpoint", "groups", "lr_scheduler", "plot", "race", "swa_utils"}
+    late = {"checkpoint", "functional", "groups", "lr_scheduler", "plot", "race", "swa_utils"}
     assert lazy == {"language", *late}
     assert not {f"stepwell.{name}" for name in late}.intersection(loaded)
 

@@ -328,11 +328,16 @@ class _DLTensor(ctypes.Structure):
     )
 
 
+@cache
+def _exchange() -> Any:
+    # ctypes makes a class for a type of function, which takes longer than to call it
+    return ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_void_p)(_describe() or 0)
+
+
 def _facts(tensor: Tensor) -> list[int]:
     """[device, dtype and number of dimensions, sizes, strides], as the exchange tells them."""
-    describe = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_void_p)(_describe() or 0)
     found = _DLTensor()
-    describe(tensor, ctypes.addressof(found))
+    _exchange()(tensor, ctypes.addressof(found))
     ndim = tensor.dim()
     return [found.device, found.kind, *found.shape[:ndim], *found.strides[:ndim]]
 
