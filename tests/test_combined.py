@@ -523,6 +523,25 @@ def test_nothing_is_kept_alive() -> None:
         gc.enable()
 
 
+def test_code_under_compile_writes_to_the_groups() -> None:
+    model = net()
+    optimizer = stepwell.Combined(two_alike(model))
+
+    def step(factor: float) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr"] * factor
+        optimizer.step()
+
+    model(torch.ones(1, 4)).square().mean().backward()
+    torch._dynamo.reset()
+    compiled = torch.compile(step, backend="eager")
+    compiled(0.5)
+    compiled(0.5)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.0025, 0.025]
+    with pytest.raises(ValueError, match=r"Invalid learning rate: -0\.0025 \(AdamW"):
+        compiled(-1.0)
+
+
 # Words
 
 
