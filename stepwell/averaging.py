@@ -90,17 +90,23 @@ def averaged_weights(
             of the optimizer; at the end, if parameters were changed inside
     """
     optimizer = inner_optimizer(optimizer, "averaged_weights")
-    _check(optimizer)
+    parts = _parts(optimizer)
     with ExitStack() as stack:
         if model is not None:
             stack.callback(_copy, [(buffer, buffer.clone()) for buffer in model.buffers()])
-        if optimizer not in _inside:
-            stack.enter_context(_exchanged(optimizer))
+        # of several that are combined each refuses, and changes places once
+        for each in dict.fromkeys([optimizer, *parts]):
+            if each not in _inside:
+                stack.enter_context(_refusing(each))
+                if each in parts:
+                    stack.enter_context(_exchanged(each))
         yield
 
 
-def _check(optimizer: Any) -> None:
-    for part in getattr(optimizer, "optimizers", {"": optimizer}).values():
+def _parts(optimizer: Any) -> list[Any]:
+    """The optimizer itself, or those that it combines."""
+    parts = list(getattr(optimizer, "optimizers", {"": optimizer}).values())
+    for part in parts:
         formula = getattr(part, "formula", None)
         if formula is None or "average" not in formula.slots:
             raise TypeError(
@@ -108,11 +114,12 @@ def _check(optimizer: Any) -> None:
                 "stepwell.averaged(stepwell.AdamW)(params, ...), or another rule, or average the "
                 "model with stepwell.swa_utils.AveragedModel"
             )
+    return parts
 
 
 @contextmanager
-def _exchanged(optimizer: Any) -> Iterator[None]:
-    swap = _Swap(_pairs(optimizer))
+def _refusing(optimizer: Any) -> Iterator[None]:
+    """Inside, the optimizer refuses what would work with the wrong weights."""
     with ExitStack() as stack:
         for register, what in (
             (optimizer.register_step_pre_hook, "take a step"),
@@ -122,11 +129,17 @@ def _exchanged(optimizer: Any) -> Iterator[None]:
             stack.callback(register(_refusal(what)).remove)
         stack.callback(_inside.discard, optimizer)
         _inside.add(optimizer)
-        swap.enter()
-        try:
-            yield
-        finally:
-            changed = swap.leave()
+        yield
+
+
+@contextmanager
+def _exchanged(optimizer: Any) -> Iterator[None]:
+    swap = _Swap(_pairs(optimizer))
+    swap.enter()
+    try:
+        yield
+    finally:
+        changed = swap.leave()
     if changed:
         raise RuntimeError(
             f"averaged_weights: {changed} parameters were changed inside; they are what they were "

@@ -101,10 +101,11 @@ class Combined(Optimizer):
 
     @property
     def composition(self) -> str:
-        """What its rules are called in a checkpoint, as in "Combined(muon=Muon, adamw=AdamW)"."""
+        """What its rules are called in a checkpoint, as in "Combined(adamw=AdamW, muon=Muon)"."""
         parts = (
             f"{name}={getattr(member, 'composition', type(member).__name__)}"
-            for name, member in self._members.items()
+            # the order in which they are given tells nothing
+            for name, member in sorted(self._members.items())
         )
         return f"{type(self).__name__}({', '.join(parts)})"
 

@@ -342,6 +342,21 @@ def test_a_checkpoint_goes_on_to_the_bit(make: Make, tmp_path: Path) -> None:
     assert same(weights(model), weights(again))
 
 
+def test_a_checkpoint_loads_in_another_order_of_optimizers(
+    trained: tuple[nn.Module, stepwell.Combined], tmp_path: Path
+) -> None:
+    model, optimizer = trained
+    path = tmp_path / "training.safetensors"
+    checkpoint.save(path, model=model, optimizer=optimizer)
+    other = net()
+    parts = muon_and_adamw(other)
+    resumed = stepwell.Combined(dict(reversed(parts.items())))
+    checkpoint.load(path, model=other, optimizer=resumed)
+    for each in (optimizer, resumed):
+        train(model if each is optimizer else other, each)
+    assert same(weights(model), weights(other))
+
+
 def test_a_checkpoint_of_other_rules_is_refused(
     trained: tuple[nn.Module, stepwell.Combined], tmp_path: Path
 ) -> None:
@@ -350,7 +365,7 @@ def test_a_checkpoint_of_other_rules_is_refused(
     checkpoint.save(path, model=model, optimizer=optimizer)
     hidden, others = muon_split(model, head="4.weight")
     sgd = stepwell.Combined({"muon": stepwell.Muon(hidden), "adamw": stepwell.SGD(others)})
-    words = r"state of Combined\(muon=Muon, adamw=AdamW\), not Combined\(muon=Muon, adamw=SGD\)"
+    words = r"state of Combined\(adamw=AdamW, muon=Muon\), not Combined\(adamw=SGD, muon=Muon\)"
     with pytest.raises(checkpoint.CheckpointError, match=words):
         checkpoint.load(path, optimizer=sgd)
     with pytest.raises(checkpoint.CheckpointError, match=r"not AdamW"):
@@ -500,6 +515,24 @@ def test_averages_of_all_parts() -> None:
         with pytest.raises(RuntimeError, match="cannot take a step inside averaged_weights"):
             optimizer.step()
     assert same(weights(model), before)
+    # a part may be used alone, inside and outside of the whole
+    alone, state = parts["sgd"], [{**optimizer.state[param]} for param in params]
+    with stepwell.averaged_weights(optimizer), stepwell.averaged_weights(alone):
+        assert same(weights(model), averages)
+        with pytest.raises(RuntimeError, match="cannot take a step inside averaged_weights"):
+            alone.step()
+    with stepwell.averaged_weights(alone):
+        with stepwell.averaged_weights(optimizer):
+            assert same(weights(model), averages)
+        assert same(weights(model)[:3], averages[:3])
+        assert same(weights(model)[3:], before[3:])
+        with pytest.raises(RuntimeError, match="cannot take a step inside averaged_weights"):
+            optimizer.step()
+        # nothing is half done
+        assert same(weights(model)[3:], before[3:])
+    assert same(weights(model), before)
+    for param, kept in zip(params, state, strict=True):
+        assert all(torch.equal(optimizer.state[param][key], kept[key]) for key in kept)
     mixed = stepwell.Combined({"sgd": parts["sgd"], "muon": stepwell.Muon([params[4]])})
     with (
         pytest.raises(TypeError, match="averaged_weights: Muon keeps no averages"),
