@@ -22,9 +22,15 @@ def is_elsewhere(value: Any) -> bool:
 
 
 class Checked(dict[str, Any]):
-    """A group that has checked what was written to it; any other is checked as it is read."""
+    """A group that has checked what was written to it; any other is checked as it is read.
 
-    __slots__ = ()
+    Attributes:
+        waiting: who has written a value that is yet to be checked, by the step that would use it
+    """
+
+    __slots__ = ("waiting",)
+
+    waiting: str
 
 
 def columns_of(formula: Formula) -> list[str]:
@@ -97,9 +103,11 @@ class Hyperparameters:
     def _store(self, index: int, values: tuple[Any, ...]) -> bool:
         group = dict(zip(self.names, values, strict=False), grad_scale=self._scale)
         row: list[float] = []
-        if not isinstance(self.groups[index], Checked):
+        own = self.groups[index]
+        if not isinstance(own, Checked) or own.waiting:
+            where = f"group {index}{own.waiting if isinstance(own, Checked) else ''}"
             for name in self.names:
-                self.formula.fields[name].check(group[name], self.formula.name, f"group {index}")
+                self.formula.fields[name].check(group[name], self.formula.name, where)
         has_tensor = has_elsewhere = False
         for f in self.formula.fields.values():
             if f.kind in ("number", "tuple"):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import lr_scheduler as torch_schedules
 
 from .declaration import Declaration, MissingKeyError
 from .hyperparameters import Checked
@@ -22,6 +26,7 @@ __all__ = [
     "check_company",
     "check_groups",
     "check_param",
+    "check_waiting",
     "checked_group",
     "params_of",
 ]
@@ -79,6 +84,7 @@ class Group(Checked):
 
     def __init__(self, items: Mapping[str, Any], declaration: Declaration, index: int) -> None:
         super().__init__(declaration.listed(items))
+        self.waiting = ""
         self._declaration = declaration
         self._index = index
         self._ends = declaration.ends
@@ -98,7 +104,7 @@ class Group(Checked):
         # torch's schedules write a rate into each group at every step: a short way for a float
         ends = self._ends.get(key)
         if ends is None or type(value) is not float or not ends[0] <= value <= ends[1]:
-            value = self._checked(key, value)
+            value = self._taken(key, value)
             unlisted = self._declaration.unlisted
             if key in unlisted and value == unlisted[key]:
                 self.pop(key, None)
@@ -133,6 +139,33 @@ class Group(Checked):
             for group, value in zip(groups, values, strict=True)
         ]
 
+    def _taken(self, key: str, value: Any) -> Any:
+        """The value that is written: of a schedule of torch's, also one that no step may use.
+
+        A schedule goes one step past its end, and two that share a rate pass it on below zero.
+        """
+        try:
+            return self._checked(key, value)
+        except ValueError:
+            writer = _schedule_at_work()
+            items = value if isinstance(value, tuple) else (value,)
+            if not writer or not all(type(v) is float and math.isfinite(v) for v in items):
+                raise
+            self.waiting = f", as torch's {writer} has left it"
+            return value
+
+    def check_waiting(self) -> None:
+        """Check what a schedule has left, before a step.
+
+        Raises:
+            ValueError: a step cannot use it
+        """
+        if self.waiting:
+            where = f"group {self._index}{self.waiting}"
+            for name, field in self._declaration.fields.items():
+                field.check(self[name], self._declaration.owner, where)
+            self.waiting = ""
+
     def _checked(self, key: str, value: Any) -> Any:
         if key == "params":
             place = f"{self._declaration.owner}, group {self._index}"
@@ -160,6 +193,28 @@ class Group(Checked):
 
     def __reduce__(self) -> Any:
         return dict, (), None, None, iter(self.items())
+
+
+def _schedule_at_work() -> str:
+    """The class of the schedule of torch's that writes into a group; empty if none does."""
+    frame: FrameType | None = sys._getframe(3)
+    while frame is not None and frame.f_globals is vars(torch_schedules):
+        writer = frame.f_locals.get("self")
+        if isinstance(writer, torch_schedules.LRScheduler):
+            return type(writer).__name__
+        frame = frame.f_back
+    return ""
+
+
+def check_waiting(groups: Iterable[Any]) -> None:
+    """Check what schedules have left in the groups, where a rule reads them by itself.
+
+    Raises:
+        ValueError: a step cannot use it
+    """
+    for group in groups:
+        if isinstance(group, Group):
+            group.check_waiting()
 
 
 def checked_group(group: Any, declaration: Declaration, index: int) -> Any:

@@ -122,6 +122,19 @@ ELSEWHERE = {
         "test_schedule_groups",
         "test_a_plateau_takes_the_step_that_frameworks_give_to_all_schedules",
     ),
+    "a schedule of torch's that leads a rate below zero, as a linear `OneCycleLR` one step after "
+    "its end": (
+        "test_schedule_refusals",
+        "test_what_torchs_schedules_leave_is_refused_by_the_step_that_would_use_it",
+    ),
+    "schedules: a rate that a second schedule has led below the floor of the first": (
+        "test_schedule_refusals",
+        "test_two_cosines_that_are_stepped_by_hand",
+    ),
+    "schedules: `optimizer.step` was replaced by something that is not the optimizer's": (
+        "test_lr_scheduler",
+        "TestOrderOfSteps",
+    ),
     "schedules: a rate that nobody else touches": (
         "test_schedule_twins",
         "test_ours_is_the_closed_form_to_the_bit_at_every_step",

@@ -201,6 +201,71 @@ def test_one_cycle_after_its_end():
     assert scheduler.state_dict() == before
 
 
+def stepping(kind: Any, library: Any = stepwell, **more: Any) -> Any:
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    held = getattr(library, kind)([weight], lr=0.1, **more)
+
+    def closure() -> torch.Tensor:
+        weight.grad = torch.ones(2, 2)
+        return torch.tensor(1.0)
+
+    closure()
+    return held, (lambda: held.step(closure)) if kind == "LBFGS" else held.step
+
+
+@pytest.mark.parametrize("kind", ["SGD", "AdamW", "Adafactor", "Muon", "LBFGS"])
+def test_what_torchs_schedules_leave_is_refused_by_the_step_that_would_use_it(kind):
+    held, step = stepping(kind)
+    group = held.param_groups[0]
+    scheduler = torch_schedulers.OneCycleLR(
+        held, 0.1, 10, anneal_strategy="linear", cycle_momentum=False
+    )
+    for _ in range(10):
+        step()
+        scheduler.step()
+    assert group["lr"] < 0
+    before = copy.deepcopy(held.state_dict())
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"earning rate.* -0\.0.*OneCycleLR has left"):
+            step()
+    assert str(held.state_dict()) == str(before)
+    # the user's own writes are checked as ever
+    with pytest.raises(ValueError, match=r"earning rate.* -0\.01 "):
+        group["lr"] = -0.01
+    group["lr"] = 0.1
+    step()
+
+
+def test_a_nan_of_torchs_schedules_is_refused_at_once():
+    held, _ = stepping("SGD")
+    with pytest.raises(ValueError, match="Invalid learning rate: nan"):
+        torch_schedulers.LambdaLR(held, lambda step: math.nan)
+
+
+PAIRS = [((4, 0.01), (7, 0.0)), ((7, 0.01), (4, 0.0)), ((3, 0.1), (7, 0.0)), ((3, 0.1), (7, 0.01))]
+
+
+@pytest.mark.parametrize("kind", [float, torch.tensor])
+@pytest.mark.parametrize("module", [torch_schedulers, lr_scheduler])
+@pytest.mark.parametrize("pair", PAIRS)
+def test_two_cosines_that_are_stepped_by_hand(pair, module, kind):
+    held = optimizer(kind(1.0), kind=stepwell.SGD)
+    both = [module.CosineAnnealingLR(held, *arguments) for arguments in pair]
+    for _ in range(40):
+        held.step()
+        for scheduler in both:
+            scheduler.step()
+        # torch's rates are summed up in float32 too
+        assert held.param_groups[0]["lr"] >= (0 if module is lr_scheduler else -1e-6)
+
+
+def test_a_refusal_names_the_schedule_and_the_step():
+    scheduler = lr_scheduler.LambdaLR(optimizer(1.0, kind=stepwell.SGD), lambda t: 1.0 - t)
+    scheduler.step()
+    with pytest.raises(ValueError, match=r"^Invalid learning rate: -1\.0 .*LambdaLR .* at step 2"):
+        scheduler.step()
+
+
 def test_a_metric_that_is_nan_is_reported_and_no_better():
     scheduler = lr_scheduler.ReduceLROnPlateau(optimizer(1.0), factor=0.5, patience=1)
     scheduler.step(2.0)

@@ -202,9 +202,20 @@ def resumed(
 
 def _chained(rate: Number, base: Number, floor: Number, before: float, after: float) -> Number:
     if before:
-        return floor + (rate - floor) * (after / before)
-    # zero has no ratio
-    return rate + (base - floor) * (after - before)
+        new = floor + (rate - floor) * (after / before)
+    else:
+        # zero has no ratio
+        new = rate + (base - floor) * (after - before)
+    # one that another schedule has led below the floor is not led further away from it
+    return _at_least(new, (rate, floor, base))
+
+
+def _at_least(rate: Number, bounds: Sequence[Number]) -> Number:
+    """The rate, or the lowest of the bounds, if that is higher."""
+    if isinstance(rate, Tensor):
+        known = [torch.as_tensor(b, dtype=rate.dtype, device=rate.device) for b in bounds]
+        return torch.maximum(rate, torch.stack([b.reshape(()) for b in known]).min())
+    return max(rate, min(bounds))
 
 
 def _is_near(rate: Number, expected: Number, base: Number) -> Any:

@@ -157,7 +157,11 @@ class LRScheduler(TorchLRScheduler):
         return self._next_values() if closed is None else {"lr": closed()}
 
     def _write(self, values: Mapping[str, Sequence[Number]]) -> None:
-        written = write(self.optimizer.param_groups, values).get("lr")
+        try:
+            written = write(self.optimizer.param_groups, values).get("lr")
+        except (ValueError, TypeError) as error:
+            place = f"{type(self).__name__} leads there at step {self.last_epoch}"
+            raise type(error)(f"{error} ({place})") from None
         if type(written) is Floats:
             # by the closed form: the next step need not look at each of them
             self._last_lr = self._written = list(written)

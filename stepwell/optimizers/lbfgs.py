@@ -18,6 +18,7 @@ from ..inspection import check_dense, check_unexpanded
 from ..language import Message, NonNegative, Range
 from ..modes import undisturbed
 from ..optimizer import Optimizer
+from ..param_groups import check_waiting
 from ..plan import Stepper
 from ..quasi_newton.history import History, fitted
 from ..quasi_newton.line_search import Search, first_finite, leap, strong_wolfe
@@ -128,6 +129,7 @@ class LBFGS(Optimizer):
         if len(self.param_groups) != 1:
             count = len(self.param_groups)
             raise AssertionError(f"Expected exactly one param_group, but got {count}")
+        check_waiting(self.param_groups)
         params = self.param_groups[0]["params"]
         with undisturbed(params):
             with torch.enable_grad():

@@ -19,6 +19,7 @@ from ..inspection import Inspection, Row
 from ..language import Formula, Message, NonNegative, Range, Real, Unlisted, lerp, zeros
 from ..modes import undisturbed, without_autocast
 from ..optimizer import Optimizer
+from ..param_groups import check_waiting
 from ..plan import Stepper
 from ..shards import is_sharded, part_of, whole
 from ..state import create_state
@@ -152,6 +153,7 @@ class _Stepper:
 
     def load(self, scaling: Scaling) -> bool:
         """Gather the pieces; all that is refused is refused before any state is made."""
+        check_waiting(self._groups)
         rows = self._inspect()
         # it may lie on a device, for whose answer a rule of several calls has to wait
         rows = [] if scaling.found_inf else rows
