@@ -212,6 +212,8 @@ def test_rules_that_are_no_formula_are_refused() -> None:
             averaged(rule)
     with pytest.raises(TypeError, match="compose: rule must be an optimizer class"):
         averaged(torch.optim.AdamW)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"ClipNorm is a class to compose .* \(max_norm=\.\.\.\)"):
+        stepwell.compose(AdamW, ClipNorm(1.0))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"averaged: AdamW\+Average keeps an average already"):
         averaged(AdamW)
 

@@ -243,6 +243,8 @@ def test_nothing_to_train_is_refused(build, given):
 def test_that_all_is_frozen_is_said():
     error = refused(lambda: no_decay(nn.Linear(2, 2).requires_grad_(False)))
     assert "all 2 are frozen, stepwell.groups.unfreeze" in str(error)
+    error = refused(lambda: no_decay(nn.Linear(2, 2).state_dict()))
+    assert "a state_dict holds tensors without gradients: pass the model" in str(error)
 
 
 def shared_between_groups() -> Any:

@@ -409,6 +409,14 @@ def test_a_number_of_steps_has_a_range(draw, steps):
 @pytest.mark.parametrize("none", [(), [], np.array([])])
 def test_nothing_to_draw_is_refused(draw, what, none):
     assert str(refused(lambda: draw(none))) == f"{draw.__name__}: there is no {what} to draw"
+    one = f"{draw.__name__}: the first argument is a list, of one {what} too: [0.5]"
+    assert str(refused(lambda: draw(0.5))) == one
+
+
+def test_trajectories_say_what_they_take():
+    assert "must be a stepwell.plot.Surface" in str(refused(lambda: plot.trajectories("ravine")))
+    error = refused(lambda: plot.trajectories(plot.RAVINE, [stepwell.SGD]))
+    assert "contenders must be a dict from labels" in str(error)
 
 
 # The documentation's pictures

@@ -146,11 +146,17 @@ def collect(
             group["params"] = [named for named in group["params"] if named.param.requires_grad]
     groups = [group for group in groups if group["params"]]
     if not groups:
-        all_frozen = f"all {len(frozen)} are frozen, stepwell.groups.unfreeze wakes them"
-        raise ValueError(
-            f"{owner}: no parameters to train ({all_frozen if frozen else 'none given'})"
-        )
+        raise ValueError(f"{owner}: no parameters to train ({_why_none(frozen)})")
     return Collected(groups, frozen)
+
+
+def _why_none(frozen: list[Named]) -> str:
+    """Say why there is nothing to train, and what to do about it."""
+    if not frozen:
+        return "none given"
+    if not any(isinstance(named.param, nn.Parameter) for named in frozen):
+        return "a state_dict holds tensors without gradients: pass the model"
+    return f"all {len(frozen)} are frozen, stepwell.groups.unfreeze wakes them"
 
 
 def _given(params: Any, owner: str) -> list[Group]:

@@ -52,6 +52,14 @@ class Transform:
         cls.fields = fields_of(cls)
         cls.slots = slots_of(cls)
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        name = type(self).__name__
+        takes = ", ".join(f"{field}=..." for field in self.fields) or "none"
+        raise TypeError(
+            f"{name} is a class to compose a rule with: Composed = compose(AdamW, {name}); its "
+            f"hyperparameters are those of the optimizer that Composed(params, ...) makes ({takes})"
+        )
+
     @staticmethod
     def before(param: Any, grad: Any, state: Any, group: Any) -> Any:
         """The gradient that the rule, and what comes between, works with."""

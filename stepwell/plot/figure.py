@@ -63,7 +63,10 @@ def require_lines(lines: Sized, owner: str, what: str) -> None:
 
     Raises:
         ValueError: there is nothing
+        TypeError: it is no list, though one is drawn too
     """
+    if not isinstance(lines, Sized):
+        raise TypeError(f"{owner}: the first argument is a list, of one {what} too: [{lines}]")
     if len(lines) == 0:
         raise ValueError(f"{owner}: there is no {what} to draw")
 

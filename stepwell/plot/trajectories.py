@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -50,6 +50,16 @@ def trajectories(
         ExtraMissingError: Matplotlib is not installed
     """
     STEPS.check(steps, "trajectories")
+    if not isinstance(surface, Surface):
+        raise TypeError(
+            "trajectories: surface must be a stepwell.plot.Surface, such as stepwell.plot.RAVINE, "
+            f"got {surface!r}"
+        )
+    if not isinstance(contenders, (Mapping, type(None))):
+        raise TypeError(
+            "trajectories: contenders must be a dict from labels to functions that make an "
+            f"optimizer, {{'SGD': lambda params: SGD(params, lr=0.03)}}, got {contenders!r}"
+        )
     contenders = surface.contenders if contenders is None else contenders
     if not contenders:
         raise ValueError("trajectories: contenders must be given, since the surface names none")
