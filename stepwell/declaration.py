@@ -110,10 +110,14 @@ class Declaration:
             if name not in self.fields or self.fields[name].fixed:
                 raise TypeError(self._unexpected(name))
             given[name] = value
-        return {
+        bound = {
             name: f.at_first.check(given.get(name, f.default), self.owner)
             for name, f in self.fields.items()
         }
+        problem = self.check({**bound, "params": []})
+        if problem is not None:
+            raise ValueError(f"{problem} ({self.owner})")
+        return bound
 
     def _unexpected(self, name: str) -> str:
         names = [f.name for f in self.arguments]

@@ -268,7 +268,12 @@ def _replacements(group: Any, declaration: Declaration, index: int) -> dict[str,
 def as_groups(params: Any, owner: str) -> list[Any]:
     """The constructor's `params` as a list of groups, which are yet to be checked."""
     if isinstance(params, (set, frozenset)):
-        raise TypeError(f"{UNORDERED} ({owner})")
+        warnings.warn(
+            f"{UNORDERED} This will be an error in a future release. ({owner})",
+            FutureWarning,
+            # past both constructors: the rule's and that of Optimizer
+            stacklevel=4,
+        )
     if isinstance(params, Tensor) or not isinstance(params, Iterable):
         remedy = "put it in a list" if isinstance(params, Tensor) else "pass model.parameters()"
         raise TypeError(

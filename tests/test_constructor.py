@@ -11,6 +11,7 @@ import torch
 
 import stepwell
 
+from .cases import CLASSES
 from .shell_cases import (
     NAMES,
     SignDescent,
@@ -178,8 +179,6 @@ def test_refused_parameters_begin_with_torchs_words(name, what):
 @pytest.mark.parametrize(
     ("params", "words"),
     [
-        (set(SHARED), "ordered collections"),
-        (frozenset(SHARED), "ordered collections"),
         (3, "should be an iterable of Tensors or dicts, but got int"),
         (None, "should be an iterable of Tensors or dicts, but got NoneType"),
         (torch.nn.Linear(2, 2), "pass model.parameters()"),
@@ -248,3 +247,28 @@ def test_a_rule_of_the_users_own():
     assert refused(lambda: SignDescent(weights(), lr=-1)).args[0] == (
         "Invalid learning rate: -1 (SignDescent: lr must be a number in [0, inf))"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "options"),
+    [
+        ("SGD", None, {"nesterov": True}),
+        ("SGD", [], {"momentum": 0.9, "dampening": 0.1, "nesterov": True}),
+        ("SGD", [{"params": SHARED[:1], "momentum": 0.9}], {"nesterov": True}),
+        ("Rprop", None, {"etas": (1.0, 0.5)}),
+        ("Adam", None, {"betas": (1.0, 0.9)}),
+        ("LBFGS", [{"params": SHARED[:1]}, {"params": SHARED[:1]}], {}),
+    ],
+)
+def test_the_first_of_two_mistakes_is_the_one_that_torch_names(name, params, options):
+    one, other = (refused(lambda c=c: c(params, **options)) for c in (theirs(name), ours(name)))
+    assert type(one) is type(other)
+    assert str(other).startswith(str(one))
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_what_a_hook_puts_into_the_state_is_saved(name):
+    """Torch's own tests keep a number there; it belongs to no parameter."""
+    optimizer = ours(name)([torch.nn.Parameter(torch.ones(2, 2))])
+    optimizer.register_state_dict_pre_hook(lambda o: o.state.update(mark=1))
+    assert optimizer.state_dict()["state"]["mark"] == 1

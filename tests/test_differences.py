@@ -10,6 +10,7 @@ import copy
 import importlib
 import inspect
 import math
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -117,10 +118,6 @@ ELSEWHERE = {
     "`update_bn`: an empty loader, or an error on the way": (
         "test_swa_utils",
         "test_modes_and_momenta_are_put_back",
-    ),
-    "`ReduceLROnPlateau(last_epoch=)`": (
-        "test_schedule_groups",
-        "test_a_plateau_takes_the_step_that_frameworks_give_to_all_schedules",
     ),
     "a schedule of torch's that leads a rate below zero, as a linear `OneCycleLR` one step after "
     "its end": (
@@ -237,8 +234,12 @@ def test_nothing_is_shown_that_the_page_does_not_say() -> None:
 
 
 def test_rows_that_are_read_name_what_there_is() -> None:
-    for owner in (*STATE, *TYPES, *(name for name in ARGUMENTS if name[0].isupper())):
-        assert hasattr(torch.optim, owner)
+    for owner in (
+        *STATE,
+        *TYPES,
+        *(name for name, more in ARGUMENTS.items() if more and name[0].isupper()),
+    ):
+        assert hasattr(torch.optim, owner) or hasattr(torch.optim.lr_scheduler, owner)
 
 
 def both(call: Callable[[Any], Any]) -> tuple[Any, Any]:
@@ -300,7 +301,7 @@ def _() -> None:
         p, q = (param(64, dtype=dtype) for _ in range(2))
         stepped(torch.optim.SGD([p], lr=0.5, fused=True))
         stepped(stepwell.SGD([q], lr=0.5, fused=True))
-        assert bool((p == 1).any())
+        assert bool((p == 1).any()) == (INSTALLED < (2, 14))
         assert bool((q == 0.5).all())
 
 
@@ -457,9 +458,25 @@ def _() -> None:
 
 @shows("a bare set of parameters")
 def _() -> None:
-    torch.optim.SGD(set(weights()))
-    inside = refused(lambda: torch.optim.SGD([{"params": set(weights())}]))
-    assert str(refused(lambda: stepwell.SGD(set(weights())))).startswith(str(inside))
+    kinds = (FutureWarning,) if INSTALLED >= (2, 15) else ()
+    words = []
+    for library, expected in ((torch.optim, kinds), (stepwell, (FutureWarning,))):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            library.SGD(set(weights()))
+        assert tuple(warning.category for warning in caught) == expected
+        words += [str(warning.message) for warning in caught]
+        assert all(warning.filename == __file__ for warning in caught)
+    assert words[-1].startswith(words[0])
+
+
+@shows("`ASGD`: negative `lambd` or `alpha`")
+def _() -> None:
+    for key in ("lambd", "alpha"):
+        if INSTALLED < (2, 15):
+            torch.optim.ASGD(weights(), **{key: -1.0})
+        said = str(refused(lambda k=key: stepwell.ASGD(weights(), **{k: -1.0})))
+        assert said.startswith(f"Invalid {key} value: -1.0")
 
 
 @shows("a Tensor rate that was changed in place to NaN")
@@ -1127,3 +1144,9 @@ def _() -> None:
     function = importlib.import_module("torch.optim._muon").muon
     assert str(refused(lambda: step(function))) == "Foreach is not supported for Muon yet"
     step(stepwell.functional.muon)
+
+
+@shows("`SequentialLR.recursive_undo`")
+def _() -> None:
+    schedules = [library.lr_scheduler.SequentialLR for library in (torch.optim, stepwell)]
+    assert [hasattr(schedule, "recursive_undo") for schedule in schedules] == [True, False]

@@ -25,6 +25,7 @@ import stepwell
 
 from .cases import CLASSES, numbers
 from .differences import row
+from .torch_versions import INSTALLED
 
 tensor = torch.tensor
 
@@ -142,6 +143,10 @@ ALLOWED: dict[str, Callable[[str, dict[str, Any], str], bool]] = {
         name == "Muon" and what == "three dimensions"
     ),
 }
+if INSTALLED < (2, 15):
+    ALLOWED["`ASGD`: negative `lambd` or `alpha`"] = lambda name, options, what: (
+        name == "ASGD" and not options.keys().isdisjoint({"lambd", "alpha"})
+    )
 
 
 def _try(library: Any, name: str, options: dict[str, Any], given: Input) -> Exception | None:

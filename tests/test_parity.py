@@ -1,7 +1,8 @@
 """Is all of torch.optim here, with the same names, arguments, defaults, state and numbers?
 
-Nothing may differ but what docs/differences.md says. The numbers under each flag are
-in test_twins.py, the messages in test_messages.py, the rows one by one in test_differences.py.
+Nothing may differ but what docs/differences.md says. Names and arguments are in
+test_torch_versions.py, the numbers under each flag in test_twins.py, the messages in
+test_messages.py, the rows one by one in test_differences.py.
 """
 
 from __future__ import annotations
@@ -10,10 +11,8 @@ import copy
 import importlib
 import inspect
 import io
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,10 +23,7 @@ import stepwell
 
 from .cases import CLASSES, PLAIN, named, numbers, parameters, set_grads
 from .compare import assert_within, real
-from .differences import ARGUMENTS, STATE, TYPES, row
-
-README = Path(__file__).parents[1] / "README.md"
-SUBMODULES = ("lr_scheduler", "swa_utils")
+from .differences import ARGUMENTS, STATE, TYPES
 
 Kinds = inspect.Parameter
 
@@ -130,36 +126,11 @@ def trained(task: Task, library: Any, steps: int, seed: int = 0) -> Any:
 # Names
 
 
-def test_what_is_missing_is_what_the_readme_says() -> None:
-    text = README.read_text().partition("## What is not there yet\n")[2]
-    entry = re.search(r"- of `torch\.optim`: (.*?);\n", text, re.DOTALL)
-    said = set(re.findall(r"`(\w+)`", entry[1])) if entry else set()
-    missing = {name for name in torch.optim.__all__ if not _has(name)}
-    assert said & set(torch.optim.__all__) == missing
-    curves = torch.optim.lr_scheduler
-    lacks = [name for name in curves.__all__ if not hasattr(stepwell.lr_scheduler, name)]
-    assert ("scheduler" in (entry[1] if entry else "")) is bool(lacks)
-
-
 @pytest.mark.parametrize("name", WITH_BASE)
 def test_is_torchs_optimizer_and_its_twin_in_name(name: str) -> None:
     ours = getattr(stepwell, name)
     assert issubclass(ours, torch.optim.Optimizer)
     assert ours.__name__ == _public(name).__name__
-
-
-def _submodule_names() -> list[tuple[str, str]]:
-    pairs = [(module, getattr(stepwell, module)) for module in SUBMODULES if _has(module)]
-    names = {module: getattr(_public(module), "__all__", ()) for module in SUBMODULES}
-    return [(m, name) for m, ours in pairs for name in names[m] if hasattr(ours, name)]
-
-
-@pytest.mark.parametrize(("module", "name"), _submodule_names())
-def test_signatures_in_submodules(module: str, name: str) -> None:
-    ours, theirs = (getattr(getattr(lib, module), name) for lib in (stepwell, torch.optim))
-    assert inspect.isclass(ours) == inspect.isclass(theirs)
-    if inspect.isclass(ours) or inspect.isfunction(ours):
-        _assert_same_arguments(name, ours, theirs)
 
 
 def test_what_is_imported_from_torchs_module_can_be_imported_from_ours() -> None:
@@ -207,27 +178,6 @@ def test_an_optimizer_written_with_torchs_helpers_needs_one_import_changed() -> 
 # Arguments
 
 
-def _assert_same_arguments(name: str, ours: Any, theirs: Any) -> None:
-    """Torch's arguments in torch's order; more only by keyword, and if the page says so."""
-    one, other = (inspect.signature(function).parameters for function in (ours, theirs))
-    shared = [(p.name, p.kind, repr(p.default)) for p in one.values() if p.name in other]
-    assert shared == [(p.name, p.kind, repr(p.default)) for p in other.values()]
-    more = [p for p in one.values() if p.name not in other]
-    # what a newer torch has too
-    assert {p.name for p in more} == ARGUMENTS[name] - other.keys()
-    assert all(p.kind is Kinds.KEYWORD_ONLY for p in more)
-
-
-@pytest.mark.tiny
-@pytest.mark.parametrize("name", WITH_BASE)
-def test_arguments(name: str) -> None:
-    ours, theirs = getattr(stepwell, name), _public(name)
-    if name == "Optimizer":
-        row("signature of `Optimizer`")
-        return
-    _assert_same_arguments(name, ours, theirs)
-
-
 # something else than the default for each positional argument, of those that have other ones
 POSITIONAL: dict[str, Any] = {
     "SGD": (0.5, 0.9, 0.1, 0.2, False),
@@ -259,18 +209,6 @@ def test_positional_arguments(name: str) -> None:
         assert ours.defaults[key] == theirs.defaults[key]
 
 
-def _methods(cls: type) -> dict[str, Any]:
-    members = inspect.getmembers(cls, inspect.isfunction)
-    return {name: function for name, function in members if not name.startswith("_")}
-
-
-@pytest.mark.parametrize("name", WITH_BASE)
-def test_methods(name: str) -> None:
-    ours, theirs = (_methods(getattr(lib, name)) for lib in (stepwell, torch.optim))
-    for method, function in theirs.items():
-        _assert_same_arguments(method, ours[method], function)
-
-
 # Groups and defaults
 
 
@@ -285,7 +223,8 @@ def test_defaults_and_keys_of_groups(name: str) -> None:
     for held in ("defaults", "group", "saved"):
         one, other = (_held(optimizer, held) for optimizer in (ours, theirs))
         # a key that torch's groups lack would be looked for in what torch has saved
-        assert one.keys() == (other.keys() | more if held == "defaults" else other.keys())
+        listed = other.keys() - more
+        assert one.keys() == (other.keys() | more if held == "defaults" else listed)
         kinds = {key: (type(value), value) for key, value in one.items() if key in other}
         assert kinds == {key: (type(value), value) for key, value in other.items()}
     (group,) = ours.param_groups

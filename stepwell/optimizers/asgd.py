@@ -44,8 +44,8 @@ class ASGD(Optimizer):
     """
 
     lr: NonNegative = 1e-2
-    lambd: Real = 1e-4
-    alpha: Real = 0.75
+    lambd: NonNegative = 1e-4
+    alpha: NonNegative = 0.75
     t0: Real = 1e6
     weight_decay: Switch = 0
     foreach: bool | None = None

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from ..cohort import Scaling, place_of
 from ..inspection import check_dense, check_unexpanded
-from ..language import Message, NonNegative, Range
+from ..language import Message, NonNegative, Range, Unlisted
 from ..modes import undisturbed
 from ..optimizer import Optimizer
-from ..param_groups import check_waiting
+from ..param_groups import add_group, check_waiting
 from ..plan import Stepper
 from ..quasi_newton.history import History, fitted
 from ..quasi_newton.line_search import Search, first_finite, leap, strong_wolfe
@@ -28,7 +28,7 @@ from ..quasi_newton.vectors import dot, empty_vector, largest, sum_of_sizes
 __all__ = ["LBFGS"]
 
 Count = Annotated[int, Range(0)]
-Tolerance = Annotated[float | Tensor, Range(0, endless=True)]
+Tolerance = Annotated[float | Tensor, Range(endless=True)]
 StrongWolfe = Annotated[Literal["strong_wolfe"], Message("only 'strong_wolfe' is supported")]
 
 
@@ -80,7 +80,7 @@ class LBFGS(Optimizer):
     history_size: Annotated[int, Range(1)] = 100
     line_search_fn: StrongWolfe | None = None
     _: KW_ONLY
-    maximize: bool = False
+    maximize: Annotated[bool, Unlisted()] = False
 
     _history: History | None = None
     _warned = False
@@ -102,6 +102,8 @@ class LBFGS(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Take the one group; a second is refused."""
         if self.param_groups:
+            # what is wrong with it beside comes first, as in torch
+            add_group(param_group, self.defaults, self.declaration, self.param_groups)
             raise ValueError(
                 "LBFGS doesn't support per-parameter options (parameter groups): all parameters "
                 "move together, put them in one group"

@@ -73,7 +73,7 @@ class SparseAdam(Optimizer):
     def _saved_state(self) -> Mapping[Any, Any]:
         # torch goes on from an int without rounding 1 - b2^t
         return {
-            param: {**state, "step": int(state["step"])} if "step" in state else state
+            param: {**state, "step": int(state["step"])} if _counts(state) else state
             for param, state in self.state.items()
         }
 
@@ -81,6 +81,11 @@ class SparseAdam(Optimizer):
     def update(param: Any, grad: Any, state: Any, group: Any) -> Any:
         """The formula."""
         return adam(param, grad, state, group, corrects_eps=True)
+
+
+def _counts(state: Any) -> bool:
+    """Whether it is the state of a parameter, and not what somebody else has put there."""
+    return isinstance(state, dict) and "step" in state
 
 
 def _unfit(group: int, params: list[Tensor]) -> str | None:
