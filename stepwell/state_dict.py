@@ -344,7 +344,7 @@ def _copy_entry(
         elif slot.scalar:
             copied[name] = _copy_number(value, place.param.device if capturable else "cpu")
         else:
-            copied[name] = _copy_tensor(value, place.param, policy)
+            copied[name] = _copy_tensor(value, place.param, policy, slot.wide)
     return copied
 
 
@@ -361,20 +361,21 @@ def _number_dtype() -> torch.dtype:
     return torch.float64 if wide else torch.float32
 
 
-def _copy_tensor(value: Tensor, param: Tensor, policy: Policy) -> Tensor:
+def _copy_tensor(value: Tensor, param: Tensor, policy: Policy, wide: bool) -> Tensor:
+    """A copy in the layout of the parameter; what is `wide` is never in half precision."""
     dtype = policy.dtype_of(value, param)
+    dtype = torch.promote_types(dtype, torch.float32) if wide else dtype
     if value.layout is not torch.strided:
         value = value.to_dense()
     if value.shape != param.shape or type(value) is not Tensor:
-        return _copy_whole(value, param, policy)
+        return _copied_to(value, param, policy, dtype)
     # a back-end runs flat over tensors whose elements lie in the order of the parameter's
     with torch.no_grad():
         like = torch.empty_like(param, dtype=dtype, requires_grad=False)
         return like if policy.defers(value) else like.copy_(value)
 
 
-def _copy_whole(value: Tensor, param: Tensor, policy: Policy) -> Tensor:
-    dtype = policy.dtype_of(value, param)
+def _copied_to(value: Tensor, param: Tensor, policy: Policy, dtype: torch.dtype) -> Tensor:
     if policy.defers(value):
         return torch.empty_like(value, dtype=dtype, device=param.device)
     return value.detach().to(device=param.device, dtype=dtype, copy=True)
@@ -385,7 +386,7 @@ def _copy(value: Any, param: Tensor | None, policy: Policy, name: object = None)
     if isinstance(value, Tensor):
         if param is None or name == "step":
             return value.detach().clone()
-        return _copy_whole(value, param, policy)
+        return _copied_to(value, param, policy, policy.dtype_of(value, param))
     if isinstance(value, Mapping):
         return {key: _copy(item, param, policy, key) for key, item in value.items()}
     if type(value) in (list, tuple):

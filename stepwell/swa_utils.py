@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
@@ -15,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Module
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel as TorchAveragedModel
 
+from .batch_statistics import update_bn as update_bn
 from .cohort import PLAIN_TYPES
 from .exact import ExactCopies, is_inexact, needs_copy
 from .lr_scheduler.swalr import SWALR as SWALR
@@ -358,60 +357,3 @@ def _extent(tensor: Tensor) -> int:
         return 0
     steps = zip(tensor.shape, tensor.stride(), strict=True)
     return (1 + sum((size - 1) * stride for size, stride in steps)) * tensor.element_size()
-
-
-@torch.no_grad()
-def update_bn(
-    loader: Iterable[Any], model: Module, device: int | torch.device | None = None
-) -> None:
-    """Set the running statistics of all BatchNorm layers to those of one pass over the data.
-
-    Momentum, and the mode (train or eval) of each module, are put back, also if this fails; the
-    statistics too, if it fails.
-
-    Args:
-        loader: batches; of a list or tuple the first item is the model's input
-        model: what has such layers; without any, nothing is done
-        device: where inputs are to be moved
-
-    Raises:
-        ValueError: the loader is empty
-    """
-    layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    if not layers:
-        return
-    with _collecting(model, layers):
-        is_empty = True
-        for batch in loader:
-            is_empty = False
-            inputs = batch[0] if isinstance(batch, (list, tuple)) else batch
-            model(inputs if device is None else inputs.to(device))
-        if is_empty:
-            raise ValueError(
-                "update_bn: the loader gave no batch to take statistics from (a generator that "
-                "has been used up?); the statistics stay as they were"
-            )
-
-
-@contextmanager
-def _collecting(model: Module, layers: Sequence[_BatchNorm]) -> Iterator[None]:
-    """Train mode, and statistics that start anew and count all batches the same."""
-    modes = [(module, module.training) for module in model.modules()]
-    momenta = [(layer, layer.momentum) for layer in layers]
-    own = chain.from_iterable(layer.buffers(recurse=False) for layer in layers)
-    before = [(buffer, buffer.clone()) for buffer in own]
-    try:
-        for layer in layers:
-            layer.reset_running_stats()
-            layer.momentum = None
-        model.train()
-        yield
-    except BaseException:
-        for buffer, value in before:
-            buffer.copy_(value)
-        raise
-    finally:
-        for layer, momentum in momenta:
-            layer.momentum = momentum
-        for module, mode in modes:
-            module.training = mode

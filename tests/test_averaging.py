@@ -15,7 +15,7 @@ import torch.optim.swa_utils as theirs
 from torch import Tensor, nn
 
 import stepwell
-from stepwell import averaged, averaged_weights
+from stepwell import averaged, averaged_weights, checkpoint
 from stepwell.language import ClipNorm, DecoupledDecay
 
 from .cases import NATIVE, REQUESTS, named, numbers, parameters, set_grads
@@ -138,6 +138,37 @@ def test_steps_between_averages_leave_them_alone() -> None:
         param.grad = torch.full_like(param, torch.inf)
     optimizer.step()
     _assert_same(_averages(optimizer), before)
+
+
+@pytest.mark.parametrize("dtype", **named((torch.bfloat16, torch.float16)))
+@pytest.mark.parametrize("how", ["saved", "param", "torch.bfloat16", "by torch"])
+def test_averages_stay_wide_in_whatever_precision_state_is_loaded(
+    how: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    """In half precision they would stop moving, as torch's do."""
+    weight = torch.nn.Parameter(torch.ones(3, dtype=dtype))
+    rule = stepwell.averaged(stepwell.AdamW)
+    optimizer = rule([("weight", weight)], lr=0.1, average_decay=0.999)
+    for step in range(3):
+        weight.grad = torch.full_like(weight, 1.0 + step)
+        optimizer.step()
+    average = optimizer.state[weight]["average"].clone()
+    resumed = rule([("weight", weight)])
+    if how == "by torch":
+        # whose optimizers cast all state to the dtype of its parameter
+        theirs = torch.optim.AdamW([("weight", weight)])
+        theirs.load_state_dict(optimizer.state_dict())
+        resumed.load_state_dict(theirs.state_dict())
+        average = average.to(dtype).float()
+    else:
+        policy = torch.bfloat16 if how.startswith("torch") else how
+        resumed.load_state_dict(optimizer.state_dict(), dtype=policy)
+        checkpoint.save(tmp_path / "a.safetensors", optimizer=optimizer)
+        fromfile = rule([("weight", weight)])
+        checkpoint.load(tmp_path / "a.safetensors", optimizer=fromfile, dtype=policy)
+        assert torch.equal(fromfile.state[weight]["average"], average)
+    assert resumed.state[weight]["average"].dtype is torch.float32
+    assert torch.equal(resumed.state[weight]["average"], average)
 
 
 @pytest.mark.parametrize("request_", REQUESTS)

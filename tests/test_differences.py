@@ -115,6 +115,10 @@ ELSEWHERE = {
         "test_swa_utils",
         "test_modes_and_momenta_are_put_back",
     ),
+    "`update_bn`: statistics in half precision": (
+        "test_swa_utils",
+        "test_statistics_in_half_precision_go_on_moving",
+    ),
     "`update_bn`: an empty loader, or an error on the way": (
         "test_swa_utils",
         "test_modes_and_momenta_are_put_back",

@@ -363,6 +363,29 @@ def test_statistics_are_torchs(loader: str, mode: bool, device: Any) -> None:
         assert model[1].momentum == 0.1
 
 
+@pytest.mark.parametrize("dtype", **named((torch.bfloat16, torch.float16)))
+def test_statistics_in_half_precision_go_on_moving(dtype: torch.dtype) -> None:
+    """The oracle: the same in float32, from the same numbers. Torch's stop after some batches."""
+    exact = nn.Sequential(layer := nn.BatchNorm1d(4, affine=False), layer)
+    exact.add_module("idle", nn.BatchNorm1d(4))
+    model = deepcopy(exact).to(dtype)
+    for each in (exact, model):
+        each.forward = lambda x, each=each: each[0](x) + each[1](x + 1)  # type: ignore[assignment]
+    batches = [
+        numbers((8, 4), torch.float32, i, scale=0.5).to(dtype) + (3 if i < 100 else 4)
+        for i in range(400)
+    ]
+    ours.update_bn(batches, model)
+    ours.update_bn([batch.float() for batch in batches], exact)
+    eps = torch.finfo(dtype).eps
+    for name, right in exact.state_dict().items():
+        found = model.state_dict()[name]
+        assert found.dtype is (torch.int64 if "num" in name else dtype), name
+        # each batch's are rounded once, and the average at the end
+        torch.testing.assert_close(found.to(right.dtype), right, rtol=2 * eps, atol=0, msg=name)
+    assert model[0].num_batches_tracked == 800
+
+
 def test_statistics_of_an_averaged_model() -> None:
     averaged = [package.AveragedModel(_model()) for package in (ours, theirs)]
     for package, model in zip((ours, theirs), averaged, strict=True):
