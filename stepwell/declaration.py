@@ -9,12 +9,13 @@ from functools import cached_property
 from types import GenericAlias
 from typing import Any, Literal
 
+import numpy as np
 from torch import Tensor
 from torch.optim.optimizer import ParamsT, required
 from typing_extensions import dataclass_transform
 
 from .language import Formula, Maximize, Unscale, compose
-from .language.fields import Field, Slot, count, fields_of, near_miss, slots_of
+from .language.fields import Field, Slot, count, fields_of, near_miss, plain_number, slots_of
 
 __all__ = ["Declaration", "Flags", "MissingKeyError", "declare"]
 
@@ -137,7 +138,7 @@ class Declaration:
                 f"{self.owner}, {place}: key '{key}' is no hyperparameter; did you mean '{close}'? "
                 "(keys unlike any hyperparameter are kept as they are)"
             )
-        return value
+        return plain_number(value) if isinstance(value, np.generic) else value
 
     def _meant_by(self, key: object) -> str | None:
         if key not in self._foreign:

@@ -34,6 +34,7 @@ from .matching import LoadReport
 from .param_groups import add_group, as_groups, check_groups
 from .persistence import Persistence
 from .plan import Plan, Stepper
+from .rehearsal import initial_state, is_rehearsal
 from .state import create_state
 
 # torch has it from 2.13 on
@@ -142,6 +143,7 @@ class Optimizer(Persistence, Flags, TorchOptimizer):  # type: ignore[misc]
                 group.update(own)
         if self.starts_with_state:
             self.init_state()
+            self._newborn = list(self.state)
 
     @outside_graphs
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -202,24 +204,36 @@ class Optimizer(Persistence, Flags, TorchOptimizer):  # type: ignore[misc]
             or held[2] is not self.state
             or not held[0].load(scaling)
         ):
-            held = self._plan_anew(scaling)
-        return held[0].run
+            return self._prepare_anew(scaling)
+        run: Callable[[], None] = held[0].run
+        return run
 
     def _scaling(self) -> Scaling:
         """What a GradScaler asks of this step."""
         return Scaling(vars(self).get("grad_scale"), vars(self).get("found_inf"))
 
-    def _plan_anew(self, scaling: Scaling) -> tuple[Stepper, Any, Any]:
+    def _prepare_anew(self, scaling: Scaling) -> Callable[[], None]:
         check_groups(self.param_groups, self.declaration)
+        self._drop_orphans()
+        if self._held is None and scaling is UNSCALED and self._rehearses():
+            return _rest
         plan = self._make_plan(scaling)
         if not plan.load(scaling):
             raise RuntimeError(
                 f"{type(self).__name__}: gradients, state or groups changed while a step was "
                 "being prepared"
             )
-        held = (plan, self.param_groups, self.state)
-        self._held = held
-        return held
+        self._held = (plan, self.param_groups, self.state)
+        return plan.run
+
+    def _rehearses(self) -> bool:
+        """Make the state that this step was taken for, if it was taken for nothing else."""
+        formula = self._state_formula()
+        if formula is None or not is_rehearsal(self.param_groups, self.state):
+            return False
+        with torch.inference_mode(False):
+            self.state.update(initial_state(formula, self.param_groups, self.defaults))
+        return True
 
     def _make_plan(self, scaling: Scaling) -> Stepper:
         """What takes this rule's steps; a rule that is no formula overrides this."""
@@ -327,7 +341,7 @@ class Optimizer(Persistence, Flags, TorchOptimizer):  # type: ignore[misc]
 
 
 def _rest() -> None:
-    """The step that GradScaler has asked to leave out."""
+    """A step that is not taken: a GradScaler has asked for that, or it was a rehearsal."""
 
 
 def _torch_defaults(defaults: dict[str, Any]) -> dict[str, Any]:

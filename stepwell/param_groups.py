@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import sys
 import warnings
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -73,8 +75,8 @@ class Group(Checked):
     Keys that are no hyperparameter are kept, unless they look like a misspelling of one. A
     hyperparameter that torch's class of this name lacks, as `fused` of most, can always be read,
     but is one of the keys only where it differs from its default: then torch, which asks for each
-    key of a group when it loads, finds in its own files all that it asks for. A copy, or what
-    pickle makes of it, is a plain dict.
+    key of a group when it loads, finds in its own files all that it asks for. A copy is a plain
+    dict, and what pickle makes of it an OrderedDict.
 
     Raises:
         ValueError, TypeError: when a hyperparameter is given a value that it cannot take
@@ -191,8 +193,18 @@ class Group(Checked):
         self.update(other)
         return self
 
+    def __copy__(self) -> dict[str, Any]:
+        return dict(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> dict[str, Any]:
+        copied: dict[str, Any] = {}
+        memo[id(self)] = copied
+        copied.update({deepcopy(k, memo): deepcopy(v, memo) for k, v in self.items()})
+        return copied
+
     def __reduce__(self) -> Any:
-        return dict, (), None, None, iter(self.items())
+        # the one kind of dict that pickle names and torch.load takes with weights_only=True
+        return OrderedDict, (), None, None, iter(self.items())
 
 
 def _schedule_at_work() -> str:

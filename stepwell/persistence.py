@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from copy import copy, deepcopy
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -25,7 +25,10 @@ __all__ = ["Persistence"]
 StateDict = dict[str, Any]
 
 # what a copy or a pickle does not take along
-PASSING = {"_held", "_kept", "_opt_called", "_stepping", "_warned_capturable_if_run_uncaptured"}
+PASSING = {
+    *("_held", "_kept", "_newborn", "_opt_called", "_stepping"),
+    "_warned_capturable_if_run_uncaptured",
+}
 # what it must take along
 OWN = {"defaults", "state", "param_groups"}
 
@@ -40,23 +43,43 @@ class Persistence(Hooks):
         param_groups: list[dict[str, Any]]
 
         def _state_formula(self) -> Formula | None: ...
+        def init_state(self) -> None: ...
 
     else:
         param_groups = ParamGroups()
 
     # a wrapper around an optimizer may never call __init__
     _held: tuple[Any, Any, Any] | None = None
+    # whose state the constructor has made; until the first step nobody else has
+    _newborn: Sequence[Tensor] = ()
 
     @outside_graphs
     def state_dict(self) -> StateDict:
         """The state and the groups, in torch's layout; tensors are the live ones, not copies."""
         for hook in self._hooks("state_dict_pre"):
             hook(self)
+        self._drop_orphans()
         state_dict = pack(self.param_groups, self._saved_state())
         for hook in self._hooks("state_dict_post"):
             replaced = hook(self, state_dict)
             state_dict = state_dict if replaced is None else replaced
         return state_dict
+
+    def _drop_orphans(self) -> None:
+        """Forget the state that the constructor made for parameters that others have replaced.
+
+        accelerate puts sharded parameters into the groups instead of whole ones, which their state
+        would keep in memory.
+        """
+        if not self._newborn:
+            return
+        members = {id(param) for group in self.param_groups for param in group["params"]}
+        for param in self._newborn:
+            if id(param) not in members:
+                self.state.pop(param, None)
+        self._newborn = ()
+        if not self.state:
+            self.init_state()
 
     def _saved_state(self) -> Mapping[Any, Any]:
         """What `state_dict` packs; for a rule whose tensors must not be saved as they are."""
@@ -168,10 +191,11 @@ class Persistence(Hooks):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        if not self._is_wrapper:
+        if "defaults" in state and not self._is_wrapper:
+            # all of a copy, not what an optimizer or a wrapper loads
             self._make_hooks()
         self._warned_capturable_if_run_uncaptured = True
-        self._held = None
+        self._held, self._newborn = None, ()
         if not (self._is_wrapper and getattr(self, "defaults", None) is None):
             self.defaults.setdefault("differentiable", False)
         # in place: a wrapper around this optimizer, and a shallow copy of it, share the list

@@ -113,7 +113,7 @@ class Plan:
         aliased = self._prepare_state(rows)
         cohorts: dict[tuple[Program, Facts, bool, bool], Cohort] = {}
         for row, shared in zip(rows, aliased.tolist(), strict=True):
-            group, state, grad = self._groups[row.group], self._state[row.param], row.param.grad
+            group, state, grad = self._groups[row.group], self._state_of(row), row.param.grad
             grad = row.param.detach() if grad is None else grad
             leaves_rows_out = row.program.is_idle or self._sparse_only
             densify = grad.layout is torch.sparse_coo and not leaves_rows_out
@@ -129,6 +129,10 @@ class Plan:
             cohorts[key].group_indices.append(row.group)
         return list(cohorts.values())
 
+    def _state_of(self, row: Row) -> dict[str, Any]:
+        """The state of a parameter; one that needs none gets no entry in the optimizer's."""
+        return self._state[row.param] if row.program.slots else self._state.get(row.param, {})
+
     def _prepare_state(self, rows: list[Row]) -> npt.NDArray[np.bool_]:
         """Create what is missing, move what lies elsewhere; which rows share memory."""
         written: list[Tensor] = []
@@ -136,7 +140,7 @@ class Plan:
         writers: list[int] = []
         readers: list[int] = []
         for index, row in enumerate(rows):
-            param, grad, state = row.param, row.param.grad, self._state[row.param]
+            param, grad, state = row.param, row.param.grad, self._state_of(row)
             state.update(create_state(row.program, self._groups[row.group], param, state))
             own = filter(_has_memory, (param, *(state[n] for n in row.program.slots if n in state)))
             written += own

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from functools import partial
+
 import pytest
 import torch
 from torch._dynamo.utils import counters
 
 import stepwell
-from stepwell import lr_scheduler
+from stepwell import compiling, lr_scheduler
 
 from .shell_cases import fill_grads, ours, theirs, weights
 
@@ -103,3 +106,96 @@ def test_fullgraph_says_why_a_schedule_cannot_be_in_a_graph():
 
     with pytest.raises(torch._dynamo.exc.Unsupported, match="a schedule writes into the groups"):
         torch.compile(within, backend="eager", fullgraph=True)(torch.ones(2))
+
+
+def read(optimizer, x):
+    return x * optimizer.param_groups[0]["lr"]
+
+
+def write(optimizer, x):
+    for group in optimizer.param_groups:
+        group["lr"] = group["lr"] * 0.5
+    optimizer.step()
+    return x
+
+
+def assign(optimizer, x):
+    optimizer.param_groups[0]["lr"] = 0.25
+    optimizer.zero_grad()
+    (optimizer.param_groups[0]["params"][0] * x).sum().backward()
+    optimizer.step()
+    return x
+
+
+@pytest.mark.parametrize("function", [read, write, assign])
+def test_compiled_code_with_groups(function):
+    found = []
+    for library in (ours, theirs):
+        torch._dynamo.reset()
+        weight = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+        optimizer = library("SGD")([weight], lr=0.5)
+        compiled = torch.compile(partial(function, optimizer), backend="eager")
+        results = []
+        for _ in range(3):
+            weight.grad = torch.ones(2)
+            results.append(compiled(torch.ones(2)))
+        found.append((results, optimizer.param_groups[0]["lr"], weight.detach()))
+    torch.testing.assert_close(*found)
+
+
+def test_what_compiled_code_writes_is_checked():
+    optimizer = stepwell.SGD(weights(), lr=0.5)
+
+    def set_rate(rate):
+        optimizer.param_groups[0]["lr"] = rate
+
+    compiled = torch.compile(set_rate, backend="eager")
+    with pytest.raises(ValueError, match=r"Invalid learning rate: -1\.0"):
+        compiled(-1.0)
+    assert optimizer.param_groups[0]["lr"] == 0.5
+
+
+def test_a_warm_step_is_not_compiled_again():
+    torch._dynamo.reset()
+    counters.clear()
+    params = weights()
+    optimizer = stepwell.AdamW(params)
+    fill_grads(params, 0)
+    compiled = torch.compile(optimizer.step, backend="eager")
+    for rate in (0.1, 0.2, 0.3):
+        optimizer.param_groups[0]["lr"] = rate
+        compiled()
+    assert not counters["frames"]
+    assert not counters["recompiles"]
+
+
+def test_fullgraph():
+    """Of the step alone, it is compiled; of a function that takes one, the refusal says why."""
+    params = weights()
+    optimizer = stepwell.SGD(params, lr=0.5)
+    fill_grads(params, 0)
+    before = params[0].detach().clone()
+    torch.compile(optimizer.step, fullgraph=True, backend="eager")()
+    assert not torch.equal(before, params[0])
+    with pytest.raises(Exception, match="a stepwell optimizer runs compiled code of its own"):
+        torch.compile(lambda: optimizer.step(), fullgraph=True, backend="eager")()
+    with pytest.raises(Exception, match="The groups of a stepwell optimizer check what is written"):
+        torch.compile(
+            lambda: optimizer.param_groups[0]["lr"] * 2, fullgraph=True, backend="eager"
+        )()
+
+
+def test_compilation_goes_on_after_a_step_that_raises():
+    optimizer = stepwell.SGD(weights(), lr=0.5)
+
+    def raises():
+        raise RuntimeError("of the closure")
+
+    def around(x):
+        with suppress(RuntimeError):
+            optimizer.step(raises)
+        return x
+
+    compiled = torch.compile(around, backend="eager")
+    compiled(torch.ones(1))
+    assert compiling.get_eval_frame_callback() is None

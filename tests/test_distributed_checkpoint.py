@@ -6,6 +6,9 @@ goes on on one. The oracle is the training that was never saved.
 
 from __future__ import annotations
 
+import copy
+import gc
+import weakref
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,13 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    get_state_dict,
+    set_optimizer_state_dict,
+    set_state_dict,
+)
 from torch.distributed.checkpoint.stateful import Stateful
 from torch.distributed.fsdp import fully_shard
 
@@ -95,3 +104,127 @@ def test_from_one_process_to_two_and_back(tmp_path: Path) -> None:
         for each in (training, resumed[rule]):
             each.go_on(range(6, 8))
         resumed[rule].assert_close(training)
+
+
+# One process
+
+CLASSES = [
+    ("SGD", {"momentum": 0.9, "weight_decay": 0.1}),
+    ("SGD", {}),
+    *((name, {"weight_decay": 0.1}) for name in ("Adam", "AdamW", "NAdam", "RAdam", "Adamax")),
+    *((name, {"weight_decay": 0.1}) for name in ("Adagrad", "RMSprop", "Adadelta", "ASGD")),
+    ("Adafactor", {}),
+    ("Rprop", {}),
+    ("Muon", {}),
+]
+each_class = pytest.mark.parametrize(("name", "options"), CLASSES)
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 5, bias=False), nn.Tanh(), nn.Linear(5, 2, bias=False))
+
+
+def made(library: Any, name: str, options: dict[str, Any]) -> tuple[nn.Module, Any]:
+    model = net()
+    return model, getattr(library, name)(model.parameters(), **{"lr": 0.01, **options})
+
+
+def go_on(model: nn.Module, optimizer: Any, steps: range) -> None:
+    for step in steps:
+        optimizer.zero_grad()
+        model(numbers((8, 6), torch.float32, step)).square().mean().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@each_class
+def test_what_torchs_class_saved(name: str, options: dict[str, Any], flat: bool) -> None:
+    choice = StateDictOptions(flatten_optimizer_state_dict=flat)
+    model, optimizer = made(torch.optim, name, options)
+    go_on(model, optimizer, range(3))
+    saved = get_optimizer_state_dict(model, optimizer, options=choice)
+    mine, own = made(stepwell, name, options)
+    mine.load_state_dict(model.state_dict())
+    set_optimizer_state_dict(mine, own, copy.deepcopy(saved), options=choice)
+    for pair in ((model, optimizer), (mine, own)):
+        go_on(*pair, range(3, 5))
+    # Muon multiplies in bfloat16
+    tolerance = {"rtol": 5e-3, "atol": 5e-3} if name == "Muon" else {"rtol": 1e-5, "atol": 1e-6}
+    torch.testing.assert_close(mine.state_dict(), model.state_dict(), **tolerance)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("name", ["RMSprop", "Adafactor"])
+def test_a_file_of_torchs_class(tmp_path: Path, name: str) -> None:
+    model, optimizer = made(torch.optim, name, {})
+    go_on(model, optimizer, range(2))
+    saved = get_optimizer_state_dict(model, optimizer)
+    dcp.save({"optimizer": saved}, checkpoint_id=tmp_path, no_dist=True)
+    mine, own = made(stepwell, name, {})
+    found = {"optimizer": get_optimizer_state_dict(mine, own)}
+    dcp.load(found, checkpoint_id=tmp_path, no_dist=True)
+    set_optimizer_state_dict(mine, own, found["optimizer"])
+    assert [state["step"] for state in own.state.values()] == [2, 2]
+
+
+@pytest.mark.parametrize("as_tensor", [False, True])
+@each_class
+def test_to_ask_before_the_first_step_is_no_step(
+    name: str, options: dict[str, Any], as_tensor: bool
+) -> None:
+    """What is asked for is all there, nothing is counted, and what follows is as if not asked."""
+    lr = torch.tensor(0.01) if as_tensor else 0.01
+    trainings = [made(stepwell, name, {**options, "lr": lr}) for _ in range(2)]
+    saved = get_optimizer_state_dict(*trainings[0])
+    model, twin = made(torch.optim, name, options)
+    expected = get_optimizer_state_dict(model, twin)["state"]
+    for key, state in saved["state"].items():
+        assert state.keys() == expected[key].keys()
+        assert state.get("step", 0) == 0
+        moments = [state[k] for k in state if k not in ("step", "mu", "eta", "mu_product")]
+        assert not any(m.any() for m in moments if name != "Rprop" and m.numel() > 1)
+    assert saved["state"].keys() == expected.keys()
+    for each in trainings:
+        go_on(*each, range(3))
+    for one, other in zip(*(training[0].parameters() for training in trainings), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_warm_up_from_zero_is_counted() -> None:
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = stepwell.AdamW([weight, nn.Parameter(torch.ones(2))], lr=0.0)
+    weight.grad = torch.tensor([0.0, 1.0, 0.0])
+    optimizer.step()
+    assert optimizer.state[weight]["step"] == 1
+    # and so is a step without gradients' worth, once there is state
+    weight.grad = torch.zeros(3)
+    optimizer.step()
+    assert optimizer.state[weight]["step"] == 2
+
+
+def test_a_group_of_its_own_rate_is_no_rehearsal() -> None:
+    frozen, weight = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+    optimizer = stepwell.AdamW([{"params": [frozen], "lr": 0.0}, {"params": [weight]}], lr=0.1)
+    weight.grad = torch.zeros(3)
+    optimizer.step()
+    assert optimizer.state[weight]["step"] == 1
+    assert frozen not in optimizer.state
+
+
+def test_parameters_that_are_swapped_in_their_lists_leave_no_state_behind() -> None:
+    """As accelerate does it under FSDP2, after the constructor has made Adagrad's sums."""
+    whole = [nn.Parameter(torch.ones(4)) for _ in range(2)]
+    optimizer = stepwell.Adagrad(whole, lr=0.1, initial_accumulator_value=0.5)
+    kept = weakref.ref(whole[0])
+    for index in range(2):
+        optimizer.param_groups[0]["params"][index] = nn.Parameter(torch.ones(2))
+    del whole
+    saved = optimizer.state_dict()
+    gc.collect()
+    assert kept() is None
+    assert [state["sum"].tolist() for state in saved["state"].values()] == [[0.5, 0.5]] * 2
+    for param in optimizer.param_groups[0]["params"]:
+        param.grad = torch.ones(2)
+    optimizer.step()
+    assert [state["step"] for state in optimizer.state.values()] == [1, 1]

@@ -52,7 +52,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cohort",),
     ("native", "param_groups", "state_dict"),
     ("backends", "groups", "inspection", "state"),
-    ("totals",),
+    ("rehearsal", "totals"),
     ("persistence", "plan"),
     ("optimizer",),
     ("combined", "composing", "optimizers", "stand_ins"),

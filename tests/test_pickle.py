@@ -5,7 +5,10 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import threading
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 
@@ -181,3 +184,93 @@ def test_a_shallow_copy_shares_parameters_and_state():
     twin = copy.copy(optimizer)
     assert parameters(twin)[0] is parameters(optimizer)[0]
     assert twin.state is optimizer.state
+    assert twin.defaults is optimizer.defaults
+    # as torch's: what is written into the groups of one is read by the other
+    assert twin.param_groups is optimizer.param_groups
+    twin.param_groups[0]["lr"] = 0.25
+    assert optimizer.param_groups[0]["lr"] == 0.25
+    with pytest.raises(ValueError, match="group 0: lr must be"):
+        twin.param_groups[0]["lr"] = -1.0
+
+
+class Refuses:
+    """Something that cannot be copied, as a file or a lock."""
+
+    def __reduce__(self):
+        raise RuntimeError("not me")
+
+
+ATTACHED = {
+    "lock": threading.Lock(),
+    "function": lambda: 0,
+    "generator": (i for i in ()),
+    "other": Refuses(),
+    "in a list": [1, {"a": threading.Lock()}],
+}
+
+
+@pytest.mark.parametrize("what", ATTACHED)
+@each_way
+def test_what_cannot_be_copied_stays_behind(way, what):
+    optimizer = Counting(weights())
+    train(optimizer)
+    optimizer.attached, optimizer.note = ATTACHED[what], {"kept": [1, 2]}
+    twin = way(optimizer)
+    assert twin.note == {"kept": [1, 2]}
+    assert twin.count == optimizer.count
+    # deepcopy takes functions as they are
+    assert hasattr(twin, "attached") is (way is copy.deepcopy and what == "function")
+    assert_same(twin.state_dict(), optimizer.state_dict())
+
+
+@each_way
+def test_what_is_attached_may_hold_the_optimizer(way):
+    optimizer = stepwell.SGD(weights())
+    optimizer.trainer = {"optimizer": optimizer}
+    twin = way(optimizer)
+    assert twin.trainer["optimizer"] is twin
+    optimizer.trainer["lock"] = threading.Lock()
+    assert not hasattr(way(optimizer), "trainer")
+
+
+ODD_NUMBERS = {
+    "float64": np.float64(0.25),
+    "float32": np.float32(0.25),
+    "array": np.array(0.25),
+    "fraction": Fraction(1, 4),
+}
+
+
+@pytest.mark.parametrize("number", ODD_NUMBERS)
+def test_files_of_what_an_optimizer_shows_run_no_code(number):
+    """`torch.load` takes numbers of Python alone; those of numpy come from searches and files."""
+    lr = ODD_NUMBERS[number]
+    params = [{"params": weights(), "lr": lr, "lr_scale": np.float64(2.0), "betas": [lr, lr]}]
+    optimizer = stepwell.AdamW(params, lr=lr, weight_decay=np.int64(1), amsgrad=np.bool_(True))
+    train(optimizer)
+    optimizer.param_groups[0]["eps"] = np.float64(0.5)
+    for what in (optimizer.state_dict(), optimizer.param_groups, optimizer.defaults):
+        file = io.BytesIO()
+        torch.save(what, file)
+        file.seek(0)
+        assert_same(torch.load(file, weights_only=True), what)
+    group = optimizer.param_groups[0]
+    assert [type(group[key]) for key in ("lr", "eps", "weight_decay", "amsgrad", "lr_scale")] == [
+        *(float, float, int, bool, float)
+    ]
+    assert group["betas"] == (0.25, 0.25)
+
+
+@pytest.mark.parametrize("times", [False, True])
+@each_twin
+def test_files_of_every_rule_run_no_code(twin, times):
+    lr = stepwell.groups.Times(0.5) if times else 0.1
+    optimizer = twin.ours([{"params": weights(), "lr": lr}])
+    train(optimizer)
+    file = io.BytesIO()
+    torch.save([optimizer.state_dict(), optimizer.param_groups, optimizer.defaults], file)
+    file.seek(0)
+    saved, groups, defaults = torch.load(file, weights_only=True)
+    assert groups[0]["lr"] == optimizer.param_groups[0]["lr"]
+    optimizer.load_state_dict(saved)
+    assert defaults == optimizer.defaults

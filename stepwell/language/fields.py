@@ -138,6 +138,18 @@ SPOKEN = {
 }
 
 
+def plain_number(value: Any) -> Any:
+    """A number of numpy, or another real number, as Python's own; anything else as it is.
+
+    `torch.load` refuses files with any other, unless it may run their code.
+    """
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
+        value = value.item()
+    if type(value) in (int, float, bool) or not isinstance(value, numbers.Real):
+        return value
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
+
+
 ROUNDING = 1e-12
 """How far past the end of its range a computed number may lie, relative to 1 or to the end."""
 
@@ -212,7 +224,7 @@ class Field:
         return value
 
     def check(self, value: Any, owner: str, where: str = "") -> Any:
-        """Return the value if this hyperparameter can take it.
+        """Return the value if this hyperparameter can take it; a number of numpy as one of Python.
 
         Raises:
             ValueError: it is out of range, or a tuple of the wrong length
@@ -223,18 +235,19 @@ class Field:
             return self._check_items(value, place)
         if self.kind == "flag" and isinstance(value, (int, np.bool_)) and value in (0, 1):
             return bool(value)
-        self._check_number(value, place, self.name, 0)
-        return value
+        return self._check_number(value, place, self.name, 0)
 
     def _check_number(
         self, value: Any, place: str, spelt: str, index: int, among: Sequence[Any] = ()
-    ) -> None:
+    ) -> Any:
+        value = plain_number(value)
         if isinstance(value, Tensor) and value.numel() != 1:
             shape = tuple(value.shape)
             raise ValueError(f"Tensor {spelt} must be 1-element ({place}: got shape {shape})")
         problem = self._problem(value)
         if problem is not None:
             raise problem(self._refusal(value, place, index, among))
+        return value
 
     def _refusal(self, value: Any, place: str, index: int, among: Sequence[Any]) -> str:
         text = self.spoken or SPOKEN.get(self.name) or f"{self.name} value: {{value}}"
@@ -243,7 +256,10 @@ class Field:
         shown = repr(shown) if isinstance(shown, str) and self.kind != "choice" else shown
         kind = {"number": "a number ", "integer": "a whole number "}.get(self.kind, "")
         said = text.format(value=shown, index=index, values=", ".join(map(str, among)))
-        return f"{said} ({place}: {self.name} must be {kind}{self.allowed})"
+        # it may look like a number
+        is_plain = value is None or isinstance(value, (str, bool, int, float, Tensor))
+        found = "" if is_plain else f", got {torch.typename(value)}"
+        return f"{said} ({place}: {self.name} must be {kind}{self.allowed}{found})"
 
     def _problem(self, value: Any) -> type[Exception] | None:
         if value is None and self.optional:
@@ -251,7 +267,8 @@ class Field:
         if self.kind == "flag":
             return None if isinstance(value, bool) else TypeError
         if self.kind == "choice":
-            return None if value in self.choices else ValueError
+            is_plain = value is None or isinstance(value, (str, int))
+            return None if is_plain and value in self.choices else ValueError
         if self.kind == "integer":
             return self._integer_problem(value)
         assert self.range is not None
@@ -307,9 +324,10 @@ class Field:
             )
         if len({isinstance(v, Tensor) for v in value}) > 1:
             raise ValueError(f"{self.name} must be either both floats or both Tensors ({place})")
-        for index, (item, v) in enumerate(zip(self.items, value, strict=True)):
-            item._check_number(v, place, f"{self.name}[{index}]", index, value)
-        return tuple(value)
+        numbered = enumerate(zip(self.items, value, strict=True))
+        return tuple(
+            item._check_number(v, place, f"{self.name}[{i}]", i, value) for i, (item, v) in numbered
+        )
 
 
 @dataclass(frozen=True)

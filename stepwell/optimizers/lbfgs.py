@@ -152,7 +152,7 @@ class LBFGS(Optimizer):
             params,
             closure,
             grad_scale=grad_scale,
-            maximize=group["maximize"],
+            maximize=bool(group.get("maximize")),
             place=lambda index: place_of(group, 0, _index(group["params"], params[index])),
         )
         number, grad = objective.read(loss)
