@@ -12,13 +12,14 @@ import numpy.typing as npt
 from torch import Tensor
 
 from .language import Formula
+from .language.number import is_fake
 
 __all__ = ["Checked", "Hyperparameters", "columns_of", "is_elsewhere"]
 
 
 def is_elsewhere(value: Any) -> bool:
-    """Whether looking at this number would wait for a device."""
-    return isinstance(value, Tensor) and value.device.type != "cpu"
+    """Whether looking at this number would wait for a device, or there is none to look at."""
+    return isinstance(value, Tensor) and (value.device.type != "cpu" or is_fake(value))
 
 
 class Checked(dict[str, Any]):
@@ -79,7 +80,7 @@ class Hyperparameters:
         Unless it `waits`, numbers on a device are left there.
         """
         if waits and grad_scale is not None:
-            grad_scale = float(grad_scale)
+            grad_scale = _known(grad_scale)
         if waits is not self._waits or (
             grad_scale is not self._scale and _differ(grad_scale, self._scale)
         ):
@@ -137,8 +138,15 @@ class Hyperparameters:
             if name != "grad_scale":
                 self.on_device[index, column] = value
             return math.nan
-        # item() because float() warns of a number that autograd follows
-        return float(value.item() if isinstance(value, Tensor) else value)
+        return _known(value)
+
+
+def _known(value: Any) -> float:
+    """A number, waited for; NaN where there is none."""
+    if not isinstance(value, Tensor):
+        return float(value)
+    # item() because float() warns of a number that autograd follows
+    return math.nan if is_fake(value) else float(value.item())
 
 
 def _differ(a: Any, b: Any) -> bool:

@@ -21,6 +21,7 @@ from .cohort import PLAIN_TYPES, Cohort, Facts, Scaling, facts_of
 from .hyperparameters import Hyperparameters
 from .inspection import CAPTURABLE, Group, Inspection, Row
 from .language import Formula, Program
+from .language.number import is_fake
 from .native.identity import checks
 from .native.overlap import sharing
 from .native.uploads import is_capturing
@@ -85,7 +86,7 @@ class Plan:
             known={} if before is None else before.grad_dtypes(),
         )
         rows = self._inspection.rows()
-        devices = {row.param.device for row in rows}
+        devices = {row.param.device for row in rows if not is_fake(row.param)}
         self._devices = {device for device in devices if device.type in CAPTURABLE}
         if any(map(is_capturing, self._devices)):
             self._refuse_to_be_captured()
@@ -176,7 +177,7 @@ class Plan:
             if not launch.load(scaling):
                 return False
         # a launch that stays on the device finds out there
-        self._skips = self._waits and bool(scaling.found_inf)
+        self._skips = self._waits and _is_set(scaling.found_inf)
         return True
 
     def _check_captures(self, scaling: Scaling) -> None:
@@ -239,6 +240,12 @@ class Plan:
     def describe(self) -> list[str]:
         """A line per launch: its back-end and what it updates."""
         return [_described(launch) for launch in self._launches]
+
+
+def _is_set(found_inf: Any) -> bool:
+    if isinstance(found_inf, Tensor) and is_fake(found_inf):
+        return False
+    return bool(found_inf)
 
 
 def _has_memory(tensor: Tensor) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .language.number import is_fake
+
 __all__ = ["as_it_says", "check_rows"]
 
 
@@ -16,6 +18,8 @@ def check_rows(grad: Tensor, what: str) -> None:
     Raises:
         RuntimeError: an index is negative, or too large
     """
+    if is_fake(grad):
+        return
     indices = grad._indices()
     sizes = torch.tensor(grad.shape[: grad.sparse_dim()], device=indices.device)
     outside = (indices < 0) | (indices >= sizes.unsqueeze(1))
@@ -33,7 +37,7 @@ def as_it_says(grad: Tensor) -> Tensor:
     torch takes the word of whoever made it, and then updates rows that are there twice one way or
     another.
     """
-    if not grad.is_coalesced() or _ascends(grad):
+    if is_fake(grad) or not grad.is_coalesced() or _ascends(grad):
         return grad
     return torch.sparse_coo_tensor(
         grad._indices(), grad._values(), grad.shape, is_coalesced=False, check_invariants=False

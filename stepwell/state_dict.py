@@ -19,6 +19,7 @@ from .cohort import state_shape
 from .declaration import MissingKeyError
 from .language import Transform
 from .language.fields import SCHEDULED, Slot
+from .language.number import is_fake
 from .matching import EXECUTION, LoadReport, Match, Place, nearest
 
 __all__ = [
@@ -307,6 +308,8 @@ def _problem(name: str, value: Any, slot: Slot, param: Tensor) -> str | None:
     if slot.scalar:
         if not _is_number(value):
             return f"must be one number, got {kind}"
+        if isinstance(value, Tensor) and is_fake(value):
+            return None
         number = float(value)
         if not math.isfinite(number) or (name == "step" and number < 0):
             return f"must be {'a count' if name == 'step' else 'finite'}, got {number:g}"
@@ -351,6 +354,8 @@ def _copy_entry(
 def _copy_number(value: Any, device: torch.device | str) -> Tensor:
     if not isinstance(value, Tensor):
         return torch.tensor(float(value), dtype=_number_dtype(), device=device)
+    if value.is_meta:
+        device = value.device
     exact = value.dtype in (torch.float32, torch.float64)
     dtype = value.dtype if exact else _number_dtype()
     return value.detach().reshape(()).to(device=device, dtype=dtype, copy=True)

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from ..cohort import Cohort, Facts, Scaling, facts_hold, has_gaps_or_overlaps
+from ..hyperparameters import is_elsewhere
 from ..language import Program
 from ..language.functions import Asked, answering
-from ..language.number import Number
+from ..language.number import Number, is_fake
 from ..sparse import as_it_says
 
 NAME = "eager"
@@ -84,7 +85,7 @@ def _number(value: Any, differentiable: bool) -> Any:
     """A hyperparameter as the formula sees it: numbers are worked with in float64."""
     if isinstance(value, tuple):
         return tuple(_number(item, differentiable) for item in value)
-    if isinstance(value, Tensor) and value.device.type == "cpu" and not differentiable:
+    if isinstance(value, Tensor) and not (differentiable or is_elsewhere(value)):
         value = value.item()
     if not isinstance(value, Tensor):
         return Number(value) if isinstance(value, float) else value
@@ -137,7 +138,7 @@ class _Row:
         if self.slots[name].scalar and isinstance(value, Tensor):
             # a number on an accelerator stays there: looking at it would wait
             followed = self.differentiable and value.requires_grad
-            if value.device.type == "cpu" and not followed:
+            if not (followed or is_elsewhere(value)):
                 return Number(value.item())
             return value.reshape(()).to(torch.float64)
         return value if value is None else self.read(value)
@@ -172,7 +173,7 @@ class _Row:
         elif self.slots[name].scalar:
             # fill_() raises where a number is too large for the dtype, instead of giving infinity
             number = torch.as_tensor(value, dtype=torch.float64, device=self.state[name].device)
-            self.state[name].copy_(number)
+            _copy(self.state[name], number)
         elif isinstance(old, Tensor) and not self.differentiable:
             self.write(old, value)
         else:
@@ -193,7 +194,15 @@ class _Row:
             target.copy_(torch.view_as_complex(value.contiguous()))
             return
         target = torch.view_as_real(target) if target.is_complex() else target
-        target.copy_(_cut_as(target, value)) if isinstance(value, Tensor) else target.fill_(value)
+        _copy(target, value) if isinstance(value, Tensor) else target.fill_(value)
+
+
+def _copy(target: Tensor, value: Tensor) -> None:
+    if is_fake(target):
+        # copy_() asks for the device that a fake tensor is said to be on
+        torch._foreach_copy_([target], [value])
+    else:
+        target.copy_(_cut_as(target, value))
 
 
 def _cut_as(target: Any, value: Any) -> Any:

@@ -110,6 +110,8 @@ def refuses(program: Program, facts: Facts) -> str | None:
         return f"no operation {', '.join(sorted(missing))}"
     if program.totals:
         return "a value depends on several parameters"
+    if facts.device.type == "meta":
+        return "state without numbers"
     if facts.layout not in ("dense", "strided"):
         return f"{facts.layout} memory"
     if dict(facts.static).get("capturable"):

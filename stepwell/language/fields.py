@@ -34,6 +34,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .number import is_fake
+
 __all__ = [
     "Decay",
     "Field",
@@ -286,7 +288,7 @@ class Field:
 
     def _tensor_problem(self, value: Tensor) -> type[Exception] | None:
         # looking at a number on an accelerator would wait for it
-        if value.device.type != "cpu" or type(value).__name__ == "FakeTensor":
+        if value.device.type != "cpu" or is_fake(value):
             return None
         assert self.range is not None
         if value.is_complex() or value.dtype is torch.bool:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .expr import Expr, Graph, Kind
-from .number import Followed, Number, exponential
+from .number import Followed, Number, exponential, is_fake
 
 __all__ = [
     "amax",
@@ -224,7 +224,7 @@ def _on_tensors(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def lifted(a: Any, b: Any) -> Any:
         like = a if isinstance(a, Tensor) else b
-        a, b = (v if isinstance(v, Tensor) else like.new_tensor(v) for v in (a, b))
+        a, b = (v if isinstance(v, Tensor) else like.new_full((), v) for v in (a, b))
         return function(a, b)
 
     return lifted
@@ -256,6 +256,8 @@ class Asked:
             total = self.found[index][key]
             return total.tensor if isinstance(total, Followed) else total
         if index == len(self.found):
+            if isinstance(value, Tensor) and is_fake(value):
+                value = math.nan
             followed = isinstance(value, Tensor) and value.requires_grad
             self.share = (key, Followed(value) if followed else float(value))
             return value if followed else Number(value)

@@ -9,7 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["Followed", "Number", "added", "divide", "exponential", "power"]
+__all__ = ["Followed", "Number", "added", "divide", "exponential", "is_fake", "power"]
+
+
+def is_fake(value: Tensor) -> bool:
+    """Whether a tensor has no numbers, only a shape and a dtype."""
+    # torch loads its class with the mode that makes them
+    return value.is_meta or type(value).__name__ == "FakeTensor"
 
 
 def divide(a: float, b: float) -> float:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..formulas import adam
 from ..language import AtFirst, Decay, OwnFlag, Positive, Range, zeros
+from ..language.number import is_fake
 from ..optimizer import Optimizer
 
 __all__ = ["SparseAdam"]
@@ -73,7 +74,7 @@ class SparseAdam(Optimizer):
     def _saved_state(self) -> Mapping[Any, Any]:
         # torch goes on from an int without rounding 1 - b2^t
         return {
-            param: {**state, "step": int(state["step"])} if _counts(state) else state
+            param: {**state, "step": _whole(state["step"])} if _counts(state) else state
             for param, state in self.state.items()
         }
 
@@ -86,6 +87,11 @@ class SparseAdam(Optimizer):
 def _counts(state: Any) -> bool:
     """Whether it is the state of a parameter, and not what somebody else has put there."""
     return isinstance(state, dict) and "step" in state
+
+
+def _whole(count: Any) -> Any:
+    # a fake tensor has no number
+    return count if isinstance(count, Tensor) and is_fake(count) else int(count)
 
 
 def _unfit(group: int, params: list[Tensor]) -> str | None:
