@@ -543,6 +543,33 @@ def test_other_rules_are_refused(path, module, kind, words):
     assert not path.exists()
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["Adadelta", "Adagrad", "Adam", "Adamax", "AdamW", "ASGD", "NAdam", "RAdam", "RMSprop", "SGD"],
+)
+def test_files_of_older_versions_of_torch_go_on(path, name):
+    """Its rules had fewer flags: `foreach` came with 1.12, for one."""
+    later = {"foreach", "maximize", "capturable", "differentiable", "fused"}
+    later |= {"decoupled_weight_decay"}
+    params = fresh()
+    theirs = getattr(torch.optim, name)([*params.values()])
+    take_steps(theirs, params, range(2))
+    saved = theirs.state_dict()
+    saved["param_groups"] = [
+        {key: value for key, value in group.items() if key not in later}
+        for group in saved["param_groups"]
+    ]
+    from_torch(saved, path, [*params])
+    again = {key: nn.Parameter(param.detach().clone()) for key, param in params.items()}
+    ours = getattr(stepwell, name)(again.items())
+    load(path, optimizer=ours)
+    assert ours.param_groups[0]["foreach"] is None
+    for each, given in ((theirs, params), (ours, again)):
+        take_steps(each, given, range(2, 4))
+    for key, param in params.items():
+        assert_within(again[key].detach(), param.detach(), 4, key)
+
+
 def test_moments_must_fit_the_model_beside_them(path):
     params, theirs = trained(EIGHT_BITS)
     model = {name: param.detach() for name, param in params.items()}

@@ -12,6 +12,9 @@ from .contents import composition_of, rule_of, without_transforms
 
 __all__ = ["rule_differences"]
 
+LATER = (*EXECUTION, "maximize", "decoupled_weight_decay")
+"""What has joined torch's rules over the years, as keyword arguments too: older files lack it."""
+
 
 def rule_differences(
     optimizer: Optimizer, packed: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]
@@ -79,10 +82,11 @@ def _values(group: Mapping[str, Any], foreign: set[str], optimizer: Optimizer) -
 
 
 def _lacking(group: Mapping[str, Any], optimizer: Optimizer) -> list[str]:
-    """What says that a file which does not know its rule is of another one.
-
-    Keyword arguments have joined torch's rules over the years; older files lack them.
-    """
-    fields = optimizer.declaration.fields.values()
-    names = [f.name for f in fields if not (f.keyword_only or f.fixed) and f.name not in group]
+    """What says that a file which does not know its rule is of another one."""
+    names = [
+        field.name
+        for field in optimizer.declaration.fields.values()
+        if not (field.keyword_only or field.fixed or field.name in LATER)
+        and field.name not in group
+    ]
     return [f"no {', '.join(names)}, which {rule_of(optimizer)} has"] if names else []
