@@ -90,6 +90,13 @@ composed = optim.compose(Lion, Centered, ClipNorm, Average)
 with optim.averaged_weights(composed(params, lr=1e-3, max_norm=1.0), model):
     pass
 
+hidden, others = optim.groups.muon_split(model)
+both = optim.Combined({"muon": optim.Muon(hidden), "adamw": torch.optim.AdamW(others)})
+both.step()
+optim.Combined(optim.Muon(hidden))  # arg-type
+optim.functional.sgd(params, params, [None, None], weight_decay=0.0, momentum=0.9, lr=0.1,
+    dampening=0.0, nesterov=False, maximize=False)
+
 curve = warmup(500) >> 0.5 * cosine(9_500) * Flat(10)
 momenta = {"betas[0]": absolute(linear(0.85, 0.95, 1_000)), "weight_decay": cosine(1_000)}
 Schedule(adamw, curve, **{"betas[0]": absolute(linear(0.85, 0.95, 1_000))})
