@@ -315,16 +315,18 @@ class Optimizer(Persistence, Flags, TorchOptimizer):  # type: ignore[misc]
 
     def state_bytes(self) -> int:
         """The memory that the state takes, in bytes, on all devices together."""
-        entries = (value for state in self.state.values() for value in state.values())
-        tensors = [local_part(value) for value in entries if isinstance(value, Tensor)]
+        tensors = map(local_part, self._state_tensors())
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def share_memory(self) -> None:
         """Move the state to shared memory, for training by several processes (Hogwild)."""
-        for state in self.state.values():
-            for value in state.values():
-                if isinstance(value, Tensor):
-                    value.share_memory_()  # type: ignore[no-untyped-call]
+        for tensor in self._state_tensors():
+            tensor.share_memory_()  # type: ignore[no-untyped-call]
+
+    def _state_tensors(self) -> list[Tensor]:
+        # an entry that is no parameter's may be anything
+        kept = (state for state in self.state.values() if isinstance(state, Mapping))
+        return [value for state in kept for value in state.values() if isinstance(value, Tensor)]
 
     # Words
 

@@ -335,6 +335,8 @@ def test_entries_of_nobody_are_kept() -> None:
     optimizer.state["epoch"] = 7
     optimizer.state["table"] = {"mean": torch.ones(2)}
     optimizer.state[other]
+    assert optimizer.state_bytes() == 8
+    optimizer.share_memory()
     for _ in range(2):
         saved = optimizer.state_dict()
         assert saved["state"]["epoch"] == 7
@@ -346,6 +348,21 @@ def test_entries_of_nobody_are_kept() -> None:
         optimizer.step(closure_of(optimizer, loss))
     optimizer.state[other]["note"] = 1
     assert copy.deepcopy(optimizer).state_dict()["state"][1] == {"note": 1}
+
+
+def test_a_shallow_copy_shares_the_state_and_goes_on_in_turns() -> None:
+    runs = []
+    for is_copied in (False, True):
+        params, loss = rosenbrock()
+        optimizer = LBFGS(params, max_iter=3)
+        optimizer.step(closure_of(optimizer, loss))
+        other = copy.copy(optimizer) if is_copied else optimizer
+        assert other.state is optimizer.state
+        for _ in range(2):
+            for each in (other, optimizer):
+                each.step(closure_of(each, loss))
+        runs.append((values(optimizer), optimizer.state_dict()["state"]))
+    assert_same(*runs)
 
 
 def test_state_of_another_rule_is_refused() -> None:

@@ -259,6 +259,12 @@ class LBFGS(Optimizer):
         kept.pop("_history", None)
         return {**kept, "state": defaultdict(dict, self._saved_state())}
 
+    def __copy__(self) -> LBFGS:
+        # a shallow copy shares the state
+        new = type(self).__new__(type(self))
+        new.__setstate__({**self.__getstate__(), "state": self.state})
+        return new
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         group = state["param_groups"][0]
         entry = state["state"].get(group["params"][0]) if group["params"] else None
