@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -12,7 +13,9 @@ __all__ = ["is_sharded", "mean_over", "part_of", "whole"]
 
 def is_sharded(tensor: Tensor) -> bool:
     """Whether it is a DTensor, as those of FSDP2 and of tensor parallelism are."""
-    return hasattr(tensor, "full_tensor")
+    # as long as nobody has loaded the module, there are none
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
 
 
 def whole(tensor: Any) -> Tensor:

@@ -23,10 +23,10 @@ def create_state(
     What starts unset is left out.
     """
     made: dict[str, Tensor] = {}
-    on_device = keeps_numbers_on_device(program, group)
     for name, slot in program.slots.items():
         value = have.get(name)
-        home = param.device if on_device or not slot.scalar else torch.device("cpu")
+        follows = not slot.scalar or keeps_numbers_on_device(program, group)
+        home = param.device if follows else torch.device("cpu")
         if isinstance(value, Tensor):
             if value.device != home:
                 made[name] = value.to(home)

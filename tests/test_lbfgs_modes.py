@@ -268,9 +268,10 @@ def test_a_gradient_that_is_not_of_its_parameter_is_refused(spoil: Callable[[Any
         return value
 
     found = refused(lambda: optimizer.step(closure))
-    assert "LBFGS, group 0, parameter 'width': its gradient is torch.float64 of shape (2,) on" in (
-        str(found)
+    words = (
+        "LBFGS: the gradient of group 0, parameter 'width' is torch.float64 of shape (2,) on cpu"
     )
+    assert words in str(found)
     assert not optimizer.state
 
 

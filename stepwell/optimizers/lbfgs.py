@@ -16,7 +16,7 @@ from torch import Tensor
 from ..cohort import Scaling, place_of
 from ..inspection import check_dense, check_unexpanded
 from ..language import Message, NonNegative, Range, Unlisted
-from ..modes import undisturbed
+from ..modes import as_around, is_inference, undisturbed, without_autocast
 from ..optimizer import Optimizer
 from ..param_groups import add_group, check_waiting
 from ..plan import Stepper
@@ -133,7 +133,7 @@ class LBFGS(Optimizer):
             raise AssertionError(f"Expected exactly one param_group, but got {count}")
         check_waiting(self.param_groups)
         params = self.param_groups[0]["params"]
-        with undisturbed(params):
+        with undisturbed(is_inference(params)):
             with torch.enable_grad():
                 loss = closure()
             scaling = self._scaling()
@@ -148,9 +148,10 @@ class LBFGS(Optimizer):
         """Iterate, from what the first call of the closure has returned."""
         group = self.param_groups[0]
         params = _unique(group["params"])
+        device = params[0].device
         objective = Objective(
             params,
-            closure,
+            as_around(closure, device),
             grad_scale=grad_scale,
             maximize=bool(group.get("maximize")),
             place=lambda index: place_of(group, 0, _index(group["params"], params[index])),
@@ -162,7 +163,8 @@ class LBFGS(Optimizer):
         state.update(func_evals=state.get("func_evals", 0), n_iter=state.get("n_iter", 0))
         try:
             if steepest > group["tolerance_grad"]:
-                self._iterate(objective, group, state, point)
+                with without_autocast(device):
+                    self._iterate(objective, group, state, point)
         finally:
             state["func_evals"] += objective.evaluations
 

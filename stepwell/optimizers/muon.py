@@ -17,7 +17,7 @@ from ..cohort import Scaling
 from ..declaration import Declaration
 from ..inspection import Inspection, Row
 from ..language import Formula, Message, NonNegative, Range, Real, Unlisted, lerp, zeros
-from ..modes import undisturbed, without_autocast
+from ..modes import is_inference, undisturbed, without_autocast
 from ..optimizer import Optimizer
 from ..param_groups import check_waiting
 from ..plan import Stepper
@@ -149,6 +149,7 @@ class _Stepper:
     ) -> None:
         self._declaration, self._groups, self._state = declaration, groups, state
         self._scale: Any = None
+        self._mode = False
         self._found: list[Piece] = []
 
     def load(self, scaling: Scaling) -> bool:
@@ -157,15 +158,17 @@ class _Stepper:
         rows = self._inspect()
         # it may lie on a device, for whose answer a rule of several calls has to wait
         rows = [] if scaling.found_inf else rows
-        held = [value for row in rows for value in self._state.get(row.param, {}).values()]
-        with undisturbed([row.param for row in rows] + held):
-            self._scale, self._found = scaling.grad_scale, self._pieces(rows)
+        held = [self._state.get(row.param, {}).get("momentum_buffer") for row in rows]
+        written = [*(row.param for row in rows), *(buffer for buffer in held if buffer is not None)]
+        self._scale, self._mode = scaling.grad_scale, is_inference(written)
+        with undisturbed(self._mode):
+            self._found = self._pieces(rows)
         return True
 
     def run(self) -> None:
         """Update all parameters."""
         found, self._found = self._found, []
-        with undisturbed([x for piece in found for x in (piece.param, piece.buffer)]):
+        with undisturbed(self._mode):
             if self._scale is not None:
                 for piece in found:
                     if piece.turn == 1:
@@ -207,7 +210,7 @@ class _Stepper:
 def _unscale(grad: Tensor, scale: Any) -> None:
     """Undo a loss scaler's factor, where others see the gradient too."""
     wide = torch.promote_types(grad.dtype, torch.float32)
-    with undisturbed([grad]):
+    with undisturbed(grad.is_inference()):
         grad.copy_(grad.to(wide) * (1 / scale))
 
 

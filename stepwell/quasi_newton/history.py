@@ -65,8 +65,7 @@ class History:
             return None
         row = self._make_room()
         known = self.inverse[: self.count, : self.count]
-        with without_autocast(y.device):
-            column = known @ (self.rows[0, : self.count] @ y)
+        column = known @ (self.rows[0, : self.count] @ y)
         self.inverse[: self.count, row] = column.div_(-ys)
         self.inverse[row, row] = 1 / ys
         torch.mul(d, t, out=self.rows[0, row])
@@ -92,11 +91,10 @@ class History:
             return torch.mul(grad, -scale, out=out)
         s, y = self.rows[0, : self.count], self.rows[1, : self.count]
         inverse = self.inverse[: self.count, : self.count]
-        with without_autocast(grad.device):
-            alpha = inverse @ (s @ grad)
-            q = torch.addmv(grad, y.T, alpha, alpha=-1, out=self._work)
-            rest = torch.addcdiv(y @ q, alpha, inverse.diagonal(), value=-1 / scale)
-            return torch.addmv(q, s.T, inverse.T @ rest, beta=-scale, alpha=scale, out=out)
+        alpha = inverse @ (s @ grad)
+        q = torch.addmv(grad, y.T, alpha, alpha=-1, out=self._work)
+        rest = torch.addcdiv(y @ q, alpha, inverse.diagonal(), value=-1 / scale)
+        return torch.addmv(q, s.T, inverse.T @ rest, beta=-scale, alpha=scale, out=out)
 
     def fits(self, like: Tensor, limit: int) -> bool:
         """Whether vectors like this can join, up to so many."""

@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..modes import in_autocast
 from ..shards import is_sharded, mean_over, part_of, whole
-from .vectors import dot, empty_vector, flat_grad, largest, reals
+from .vectors import dot, empty_vector, flattened, largest, reals
 
 __all__ = ["Line", "Objective", "Point"]
 
@@ -51,14 +50,16 @@ class Objective:
         self._sign = -1.0 if maximize else 1.0
         self._factor = self._sign / (1.0 if grad_scale is None else float(grad_scale))
         self._place = place
-        self._from, self._to = empty_vector(params), empty_vector(params)
+        self._from = empty_vector(params)
+        self._to = torch.empty_like(self._from)
         # a distributed parameter, and all of its numbers
         self._pairs: list[tuple[Any, Tensor]] = [(p, _empty(p)) for p in params if is_sharded(p)]
         wholes = {id(param): numbers for param, numbers in self._pairs}
         self._reals = [reals(wholes.get(id(param), param)) for param in params]
+        self._shapes = [param.shape for param in params]
         self._ends = list(accumulate(real.numel() for real in self._reals))
-        pairs = zip(self._split(self._to), self._reals, strict=True)
-        self._pieces = [x.view(real.shape) for x, real in pairs]
+        pieces = zip(self._split(self._to), self._reals, strict=True)
+        self._pieces = [piece.view(real.shape) for piece, real in pieces]
         self.evaluations = 0
 
     def _split(self, vector: Tensor) -> Sequence[Tensor]:
@@ -90,9 +91,6 @@ class Objective:
 
     def evaluate(self) -> tuple[Any, float, Tensor]:
         """What the closure returns, that as a number, and the gradient."""
-        if in_autocast(self._from.device):
-            # it keeps copies of parameters, which have moved since
-            torch.clear_autocast_cache()
         with torch.enable_grad():
             returned = self._closure()
         return returned, *self.read(returned)
@@ -100,20 +98,42 @@ class Objective:
     def read(self, returned: Any) -> tuple[float, Tensor]:
         """What an evaluation has found: the loss, given what the closure returned, and gradient."""
         self.evaluations += 1
-        loss = self._sign * _number(returned)
         if self._pairs:
-            loss = mean_over(self._pairs[0][0].device_mesh, loss)
-        params = enumerate(self._params)
-        self.resting = tuple(i for i, p in params if p.grad is None and not p.requires_grad)
-        grad = torch.cat([self._flat_grad(i, p) for i, p in enumerate(self._params)])
-        grad = grad.to(self._to.dtype)
+            mesh = self._pairs[0][0].device_mesh
+            loss = self._sign * mean_over(mesh, _number(whole(returned)))
+        else:
+            loss = self._sign * _number(returned)
+        grad = self._gradient().to(self._to.dtype)
         return loss, grad if self._factor == 1 else grad.mul_(self._factor)
 
-    def _flat_grad(self, index: int, param: Tensor) -> Tensor:
+    def _gradient(self) -> Tensor:
+        grads: list[Any] = [param.grad for param in self._params]
+        absent = [index for index, grad in enumerate(grads) if grad is None]
+        self.resting = tuple(i for i in absent if not self._params[i].requires_grad)
+        for index in absent:
+            grads[index] = torch.zeros_like(self._params[index])
         try:
-            return flat_grad(param)
-        except RuntimeError as error:
-            raise RuntimeError(f"LBFGS, {self._place(index)}: {error}") from error
+            wholes = [whole(grad) for grad in grads] if self._pairs else grads
+            flat = torch.cat([flattened(grad) for grad in wholes])
+        except RuntimeError:
+            self._check(grads)
+            raise
+        if [grad.shape for grad in grads] != self._shapes or flat.shape != self._to.shape:
+            self._check(grads)
+        return flat
+
+    def _check(self, grads: Sequence[Tensor]) -> None:
+        for index, (grad, param) in enumerate(zip(grads, self._params, strict=True)):
+            found = grad.shape, grad.device, grad.is_complex()
+            if found != (self._shapes[index], param.device, param.is_complex()):
+                raise RuntimeError(
+                    f"LBFGS: the gradient of {self._place(index)} is {_kind(grad)}, which does not "
+                    f"fit its parameter, {_kind(param)}"
+                )
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}"
 
 
 def _empty(like: Tensor) -> Tensor:
@@ -124,8 +144,15 @@ def _empty(like: Tensor) -> Tensor:
 def _number(returned: Any) -> float:
     """The loss that a closure has returned, as a float."""
     try:
-        # what float() says of a tensor with a history is a warning
-        return float(whole(returned).detach() if isinstance(returned, Tensor) else returned)
+        return float(returned.item() if isinstance(returned, Tensor) else returned)
+    except (RuntimeError, TypeError, ValueError):
+        return _number_or_refusal(returned)
+
+
+def _number_or_refusal(returned: Any) -> float:
+    try:
+        # not item(), for torch calls float(): a complex number without an imaginary part is one
+        return float(returned.detach() if isinstance(returned, Tensor) else returned)
     except (RuntimeError, TypeError, ValueError) as error:
         kind = next(k for k in (RuntimeError, TypeError, ValueError) if isinstance(error, k))
         got = type(returned).__name__ if returned is not None else "None"

@@ -8,9 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..shards import whole
-
-__all__ = ["dot", "empty_vector", "flat_grad", "largest", "reals"]
+__all__ = ["dot", "empty_vector", "flattened", "largest", "reals"]
 
 
 def reals(tensor: Tensor) -> Tensor:
@@ -27,25 +25,13 @@ def empty_vector(params: Sequence[Tensor]) -> Tensor:
     return torch.empty(size, dtype=dtype, device=params[0].device)
 
 
-def flat_grad(param: Tensor) -> Tensor:
-    """The gradient as a vector of reals; zeros if there is none.
-
-    Raises:
-        RuntimeError: it is no gradient of this parameter
-    """
-    grad = torch.zeros_like(param) if param.grad is None else param.grad
-    if (
-        grad.shape != param.shape
-        or grad.device != param.device
-        or grad.is_complex() != param.is_complex()
-    ):
-        raise RuntimeError(f"its gradient is {_kind(grad)}, the parameter {_kind(param)}")
-    dense = whole(grad if grad.layout is torch.strided else grad.to_dense())
-    return reals(dense.resolve_conj()).reshape(-1)
-
-
-def _kind(tensor: Tensor) -> str:
-    return f"{tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}"
+def flattened(grad: Tensor) -> Tensor:
+    """A gradient as a vector of reals."""
+    if grad.layout is not torch.strided:
+        grad = grad.to_dense()
+    if grad.is_complex():
+        grad = torch.view_as_real(grad.resolve_conj())
+    return grad.reshape(-1)
 
 
 def largest(values: Tensor) -> float:
