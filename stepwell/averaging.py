@@ -127,6 +127,8 @@ def _refusing(optimizer: Any) -> Iterator[None]:
             (optimizer.register_load_state_dict_pre_hook, "load a state dict"),
         ):
             stack.callback(register(_refusal(what)).remove)
+        optimizer._refuse_copies = _refusal("be copied or pickled")
+        stack.callback(vars(optimizer).pop, "_refuse_copies")
         stack.callback(_inside.discard, optimizer)
         _inside.add(optimizer)
         yield

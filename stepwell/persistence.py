@@ -180,6 +180,9 @@ class Persistence(Hooks):
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy takes along: all but the hooks, and what was patched in from outside."""
+        if refuse := vars(self).get("_refuse_copies"):
+            # weights are exchanged, of which a copy would not know
+            refuse()
         kept = {
             name: value
             for name, value in vars(self).items()
