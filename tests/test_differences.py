@@ -136,6 +136,18 @@ ELSEWHERE = {
         "test_lr_scheduler",
         "TestOrderOfSteps",
     ),
+    "`OneCycleLR`, loaded with the state of a shorter cycle than the constructor's": (
+        "test_schedule_states",
+        "TestOneCycleThatIsExtended",
+    ),
+    "`OneCycleLR`, loaded with a state whose `total_steps` was changed": (
+        "test_schedule_states",
+        "TestOneCycleThatIsExtended",
+    ),
+    "schedules: entries of a state that are of another kind": (
+        "test_schedule_states",
+        "test_entries_of_the_wrong_kind",
+    ),
     "schedules: a rate that nobody else touches": (
         "test_schedule_twins",
         "test_ours_is_the_closed_form_to_the_bit_at_every_step",

@@ -62,7 +62,16 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("__main__",),
 )
 # what a file may import from its own package, where files stand side by side
-SHELL = {"composite", "curvelr", "functions", "hyperparameters", "momentum", "scheduler", "watch"}
+SHELL = {
+    "composite",
+    "curvelr",
+    "functions",
+    "hyperparameters",
+    "momentum",
+    "scheduler",
+    "stored",
+    "watch",
+}
 SHARED = {"backends": set(), "optimizers": set(), "lr_scheduler": {"curves", *SHELL}}
 
 LAYER = {name: index for index, row in enumerate(LAYERS) for name in row}

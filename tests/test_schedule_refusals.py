@@ -132,6 +132,34 @@ def test_momentum_that_an_optimizer_lacks():
         assert words[1].startswith(words[0])
 
 
+CYCLES = [
+    ("CyclicLR", {"base_lr": 0.1, "max_lr": 1.0, "step_size_up": 2}),
+    ("OneCycleLR", {"max_lr": 1.0, "total_steps": 9}),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments"), CYCLES)
+def test_momenta_above_one_are_taken_where_the_optimizer_takes_them(name, arguments):
+    seen = []
+    for module, kind in ((torch_schedulers, torch.optim.SGD), (lr_scheduler, stepwell.SGD)):
+        held = optimizer(0.1, kind=kind, momentum=0.9)
+        momenta = {"base_momentum": 1.5, "max_momentum": 2.0}
+        scheduler = Case(name, {**arguments, **momenta}).make(module, held)
+        seen.append([])
+        for _ in range(8):
+            seen[-1].append(held.param_groups[0]["momentum"])
+            scheduler.step()
+    assert seen[0] == pytest.approx(seen[1])
+    for more in ({"base_momentum": 1.0}, {"max_momentum": 1.0}, {"max_momentum": [0.9, 1.0]}):
+        held = optimizer(0.1, 0.1, kind=stepwell.AdamW)
+        before = copy.deepcopy(held.state_dict())
+        [argument] = more
+        words = rf"^Invalid beta parameter at index 0: 1.0.*{name}: {argument} leads there"
+        with pytest.raises(ValueError, match=words):
+            Case(name, {**arguments, **more}).make(lr_scheduler, held)
+        assert held.state_dict() == before
+
+
 @pytest.mark.parametrize("name", ["StepLR", "OneCycleLR", "ReduceLROnPlateau", "LambdaLR", "SWALR"])
 def test_what_is_no_optimizer(name):
     arguments = {

@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau as TorchReduceLROnPlateau
 
 from .hyperparameters import Number, read, write
 from .scheduler import LRScheduler, Stage, require_optimizer
+from .stored import as_state
 from .watch import copied
 
 
@@ -27,12 +28,15 @@ class Composite(LRScheduler):
     def _check_state(self, state: Mapping[str, Any]) -> None:
         super()._check_state(state)
         given = state.get("_schedulers", self._schedulers)
+        if not isinstance(given, (list, tuple)):
+            given = ()
         if len(given) != len(self._schedulers):
             raise ValueError(
                 f"{type(self).__name__}: the state holds {len(given)} schedulers, there are "
                 f"{len(self._schedulers)}"
             )
         for part, own in zip(self._schedulers, state.get("_schedulers", ()), strict=False):
+            own = as_state(own, f"{type(self).__name__}, {type(part).__name__}")
             if isinstance(part, LRScheduler):
                 part._check_state(own)
 

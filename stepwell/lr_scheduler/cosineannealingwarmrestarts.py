@@ -9,11 +9,17 @@ from typing import Any
 from torch.optim import Optimizer
 
 from ..compiling import skipped
+from ..language.fields import Field, Range
 from .curvelr import CurveLR, along, remade
 from .curves import cosine, cosine_restarts
 from .curves.composition import ETA_MIN
 from .hyperparameters import Groups, Number
 from .scheduler import require_epoch, require_positive_integer
+
+STANDS = (
+    Field("T_i", None, "number", Range(0, open="(")),
+    Field("T_cur", None, "number", Range(-1)),
+)
 
 
 class CosineAnnealingWarmRestarts(CurveLR):
@@ -120,6 +126,9 @@ class CosineAnnealingWarmRestarts(CurveLR):
                 f"({owner}: eta_min must be a number in [0, inf))"
             )
         ETA_MIN.check(lowest, owner)
+        for field in STANDS:
+            if field.name in state:
+                field.check(state[field.name], owner)
 
     def _take_state(self, state: dict[str, Any]) -> None:
         super()._take_state(state)

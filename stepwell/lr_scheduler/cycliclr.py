@@ -23,9 +23,15 @@ SIZES = (
     Field("step_size_down", None, "number", Range(0, open="("), optional=True),
 )
 MOMENTA = (
-    Field("base_momentum", 0.8, "number", Range(0, 1)),
-    Field("max_momentum", 0.9, "number", Range(0, 1)),
+    Field("base_momentum", 0.8, "number"),
+    Field("max_momentum", 0.9, "number"),
 )
+SHARES = (
+    Field("total_size", None, "number", Range(0, open="(")),
+    Field("step_ratio", None, "number", Range(0, 1, open="(")),
+    Field("scale_mode", None, "choice", choices=("cycle", "iterations")),
+)
+MODE = Field("mode", None, "choice", choices=MODES)
 GAMMA = Field("gamma", 1.0, "number", Range(0))
 
 
@@ -104,7 +110,7 @@ class CyclicLR(MomentumCycle):
         self.cycle_momentum = cycle_momentum
         if cycle_momentum:
             self._find_momentum()
-            momenta = map(checked, MOMENTA, (base_momentum, max_momentum))
+            momenta = map(self._momenta, MOMENTA, (base_momentum, max_momentum))
             self.base_momentums, self.max_momentums = momenta
         super().__init__(optimizer, last_epoch)
 
@@ -176,12 +182,31 @@ class CyclicLR(MomentumCycle):
         return {**super().state_dict(), "_scale_fn_custom": saved}
 
     def _check_arguments(self, state: Mapping[str, Any]) -> None:
-        if "gamma" in state:
-            GAMMA.check(state["gamma"], type(self).__name__)
+        # with a function, the mode is any name
+        fields = (GAMMA, *SHARES, *((MODE,) if self._scale_fn_custom is None else ()))
+        for field in fields:
+            if field.name in state:
+                field.check(state[field.name], type(self).__name__)
 
     def _check_state(self, state: Mapping[str, Any]) -> None:
         super()._check_state(state)
-        if state.get("_scale_fn_custom"):
+        after = {**vars(self), **state}
+        ends = ["base_lrs", "max_lrs"]
+        ends += ["base_momentums", "max_momentums"] if after["cycle_momentum"] else []
+        counts = {name: len(after.get(name, ())) for name in ends}
+        if len(set(counts.values())) > 1:
+            found = ", ".join(f"{count} {name}" for name, count in counts.items())
+            raise ValueError(
+                f"{type(self).__name__}: the state must hold as many of each as there are groups, "
+                f"got {found}, with cycle_momentum={after['cycle_momentum']}"
+            )
+        saved = state.get("_scale_fn_custom")
+        if not isinstance(saved, Mapping | None):
+            raise TypeError(
+                f"{type(self).__name__}: the state's '_scale_fn_custom' must be the attributes of "
+                f"scale_fn, a dict or None, got {saved!r}"
+            )
+        if saved:
             require_object(self._scale_fn_custom, "scale_fn", type(self).__name__)
 
     def _take_state(self, state: dict[str, Any]) -> None:

@@ -46,6 +46,11 @@ class FunctionsLR(LRScheduler):
     def _check_state(self, state: Mapping[str, Any]) -> None:
         super()._check_state(state)
         saved, owner = state.get("lr_lambdas", []), type(self).__name__
+        if not all(item is None or isinstance(item, Mapping) for item in saved):
+            raise TypeError(
+                f"{owner}: the state's 'lr_lambdas' must be a list of the attributes of each "
+                f"function, a dict or None, got {saved!r}"
+            )
         if len(saved) > len(self.lr_lambdas):
             raise ValueError(
                 f"{owner}: the state holds {len(saved)} lr_lambdas, there are "

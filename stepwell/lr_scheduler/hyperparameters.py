@@ -74,6 +74,11 @@ def write(groups: Groups, values: Mapping[str, Sequence[Number]]) -> dict[str, S
     return {key: whole for key, whole, setitem in ready if not isinstance(setitem, _Filler)}
 
 
+def check(groups: Groups, name: str, values: Sequence[Number]) -> None:
+    """Check what `write` would check, and write nothing."""
+    _prepared(groups, name, values, {})
+
+
 def _prepared(
     groups: Groups, name: str, values: Sequence[Number], made: Mapping[str, Any]
 ) -> tuple[str, Any, Any]:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from .hyperparameters import Number
-from .scheduler import LRScheduler
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from ..language.fields import Field, Range
+from .hyperparameters import Number, check
+from .scheduler import LRScheduler, per_group
 
 
 class MomentumCycle(LRScheduler):
@@ -11,6 +16,8 @@ class MomentumCycle(LRScheduler):
 
     cycle_momentum: bool
     use_beta1: bool
+    # what it needs in the groups for that
+    momentum_keys: ClassVar[tuple[str, ...]] = ()
 
     def _find_momentum(self) -> None:
         """Say by `use_beta1` which hyperparameter is cycled against the rate.
@@ -27,6 +34,23 @@ class MomentumCycle(LRScheduler):
             )
         self.use_beta1 = "betas" in defaults
 
+    def _momenta(self, field: Field, given: Any) -> list[Number]:
+        """One end of the cycle for each group, checked as the optimizer itself would.
+
+        Raises:
+            ValueError, TypeError: a number is out of range, or a list has another length
+        """
+        owner, groups = type(self).__name__, self.optimizer.param_groups
+        # a momentum may be above 1, as far as SGD is concerned
+        field = replace(field, range=Range(0, 1) if self.use_beta1 else Range(0))
+        values = per_group(given, self.optimizer, field.name, owner)
+        values = [field.check(number, owner) for number in values]
+        try:
+            check(groups, "betas[0]" if self.use_beta1 else "momentum", values)
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"{error} ({owner}: {field.name} leads there)") from None
+        return values
+
     def _names(self) -> tuple[str, ...]:
         if not self.cycle_momentum:
             return ("lr",)
@@ -42,3 +66,20 @@ class MomentumCycle(LRScheduler):
 
     def _closed_values(self) -> dict[str, list[Number]]:
         return self._values_at(self.last_epoch)
+
+    def _check_state(self, state: Mapping[str, Any]) -> None:
+        super()._check_state(state)
+        after = {**vars(self), **state}
+        if not after["cycle_momentum"]:
+            return
+        key = "betas" if after.get("use_beta1") else "momentum"
+        for index, group in enumerate(self.optimizer.param_groups):
+            # one that joins is given them at the next step
+            needs = (key, *self.momentum_keys) if index == 0 else (key,)
+            lacks = [name for name in needs if name not in group]
+            if lacks:
+                raise ValueError(
+                    f"{type(self).__name__}: the state's 'use_beta1' and 'cycle_momentum' say that "
+                    f"{key} is cycled, but group {index} has no {' and no '.join(lacks)}; make the "
+                    "schedule, and its optimizer, as those that were saved"
+                )

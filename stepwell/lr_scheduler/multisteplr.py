@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from .curvelr import CurveLR, remade
 from .curves import Curve, multi_step
-from .curves.multi_step import ascending
+from .curves.multi_step import MILESTONE, ascending
 
 
 class MultiStepLR(CurveLR):
@@ -31,6 +31,7 @@ class MultiStepLR(CurveLR):
     """
 
     fields = multi_step.checks
+    free_in_state = CurveLR.free_in_state | {"milestones"}
 
     def __init__(
         self,
@@ -51,4 +52,22 @@ class MultiStepLR(CurveLR):
     def _check_arguments(self, state: Mapping[str, Any]) -> None:
         super()._check_arguments(state)
         if "milestones" in state:
-            ascending(sorted(state["milestones"]), type(self).__name__)
+            _counted(state["milestones"], type(self).__name__)
+
+    def _take_state(self, state: dict[str, Any]) -> None:
+        if "milestones" in state:
+            state["milestones"] = _counted(state["milestones"], type(self).__name__)
+        super()._take_state(state)
+
+
+def _counted(saved: Any, owner: str) -> Counter[int]:
+    """The milestones of a state: a Counter, as torch saves them, or a list of them.
+
+    Raises:
+        TypeError, ValueError: they are neither
+    """
+    if not isinstance(saved, Mapping):
+        return Counter(ascending(saved, owner))
+    for number in (*saved.keys(), *saved.values()):
+        MILESTONE.check(number, owner)
+    return Counter(saved)

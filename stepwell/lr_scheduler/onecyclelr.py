@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -13,12 +14,13 @@ from .curves.one_cycle import SHAPES, ends, phase
 from .hyperparameters import Number, read, write
 from .momentum import MomentumCycle
 from .scheduler import per_group, require_optimizer, require_positive_integer, require_shape
-from .watch import copied
+from .stored import is_number
+from .watch import copied, level_of_caller
 
 RATE = Field("max_lr", None, "number", Range(0))
 FIELDS = (
-    Field("base_momentum", 0.85, "number", Range(0, 1)),
-    Field("max_momentum", 0.95, "number", Range(0, 1)),
+    Field("base_momentum", 0.85, "number"),
+    Field("max_momentum", 0.95, "number"),
     Field("div_factor", 25.0, "number", Range(0, open="(")),
     Field("final_div_factor", 1e4, "number", Range(0, open="(")),
 )
@@ -69,6 +71,7 @@ class OneCycleLR(MomentumCycle):
     [0.04, 0.181, 0.52, 0.859, 1.0, 0.905, 0.655, 0.345, 0.095, 0.0]
     """
 
+    momentum_keys = MOMENTA
     kept_in_groups = (*RATES, *MOMENTA)
 
     def __init__(
@@ -105,8 +108,7 @@ class OneCycleLR(MomentumCycle):
         if cycle_momentum:
             self._find_momentum()
             for field, momentum in zip(FIELDS, (base_momentum, max_momentum), strict=False):
-                values = per_group(momentum, optimizer, field.name, owner)
-                self._given[field.name] = [field.check(number, owner) for number in values]
+                self._given[field.name] = self._momenta(field, momentum)
         super().__init__(optimizer, last_epoch)
         del self._given
 
@@ -119,11 +121,7 @@ class OneCycleLR(MomentumCycle):
                 group[key] = copied(value)
 
     def _values_at(self, step: int) -> dict[str, list[Number]]:
-        if step > self.total_steps:
-            raise ValueError(
-                f"Tried to step {step} times. The specified number of total steps is "
-                f"{self.total_steps} ({type(self).__name__}: make total_steps larger, or stop)"
-            )
+        _check_end(step, self.total_steps, type(self).__name__)
         index, over = phase([known["end_step"] for known in self._schedule_phases], step)
         share = SHAPES[self._anneal_func_type](over)
         way, groups = self._schedule_phases[index], self.optimizer.param_groups
@@ -141,9 +139,55 @@ class OneCycleLR(MomentumCycle):
             group.setdefault(key, copied(self.optimizer.param_groups[0][key]))
         super()._join(group)
 
+    def _check_state(self, state: Mapping[str, Any]) -> None:
+        super()._check_state(state)
+        after = {**vars(self), **state}
+        owner = f"{type(self).__name__}, by the state's last_epoch"
+        _check_end(after["last_epoch"], after["total_steps"], owner)
+
     def _check_arguments(self, state: Mapping[str, Any]) -> None:
+        owner = type(self).__name__
         if "total_steps" in state:
-            require_positive_integer("total_steps", state["total_steps"], type(self).__name__)
+            require_positive_integer("total_steps", state["total_steps"], owner)
+        if "_anneal_func_type" in state:
+            require_shape(state["_anneal_func_type"], owner)
+        phases = state.get("_schedule_phases", self._schedule_phases)
+        is_list = isinstance(phases, (list, tuple)) and len(phases) in (2, 3)
+        if not is_list or not all(map(_is_phase, phases)):
+            raise TypeError(
+                f"{owner}: the state's '_schedule_phases' must be two or three dicts with "
+                f"an 'end_step' and the keys of groups between which they lead, got {phases!r}"
+            )
+
+    def _take_state(self, state: dict[str, Any]) -> None:
+        given, total = self.total_steps, state.get("total_steps", self.total_steps)
+        if given > total:
+            warnings.warn(
+                f"{type(self).__name__}: total_steps is {total} in the state that is loaded, and "
+                f"{given} in the constructor. The state's counts, so that step {total + 1} will be "
+                f"refused; to go on for longer, set state_dict['total_steps'] = {given} before it "
+                "is loaded",
+                UserWarning,
+                stacklevel=level_of_caller(),
+            )
+        phases = state.get("_schedule_phases", self._schedule_phases)
+        before = phases[-1]["end_step"] + 1
+        if "total_steps" in state and total != before:
+            # changed by hand, to make the cycle longer or shorter: each phase keeps its share
+            rise = (phases[0]["end_step"] + 1) / before
+            steps = ends(total, rise, len(phases) > 2)
+            state["_schedule_phases"] = [
+                {**phase, "end_step": end} for phase, end in zip(phases, steps, strict=True)
+            ]
+        super()._take_state(state)
+
+
+def _check_end(step: int, total: int, owner: str) -> None:
+    if step > total:
+        raise ValueError(
+            f"Tried to step {step} times. The specified number of total steps is {total} "
+            f"({owner}: make total_steps larger, or stop)"
+        )
 
 
 def _total_steps(total: Any, epochs: Any, per_epoch: Any, owner: str) -> int:
@@ -176,6 +220,14 @@ def _phases(total_steps: int, pct_start: float, three_phase: bool) -> list[dict[
         {"end_step": end, **dict(zip(names, way, strict=True))}
         for end, way in zip(ends(total_steps, pct_start, three_phase), ways, strict=True)
     ]
+
+
+def _is_phase(phase: Any) -> bool:
+    """Whether this is a phase as `_phases` makes it."""
+    if not isinstance(phase, Mapping) or not is_number(phase.get("end_step")):
+        return False
+    ways = ("start_lr", "end_lr", "start_momentum", "end_momentum")
+    return all(phase.get(way) in (*RATES, *MOMENTA) for way in ways)
 
 
 def _between(starts: list[Number], ends: list[Number], share: float) -> list[Number]:

@@ -58,6 +58,8 @@ class ReduceLROnPlateau(LRScheduler, TorchReduceLROnPlateau):
     [0.5]
     """
 
+    free_in_state = LRScheduler.free_in_state | {"default_min_lr"}
+
     def __init__(
         self,
         optimizer: Optimizer,

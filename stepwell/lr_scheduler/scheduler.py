@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler as TorchLRScheduler
 from ..compiling import skipped
 from ..language.fields import Field, Range
 from .hyperparameters import Floats, Number, holds, holds_tensors, read, write
+from .stored import as_state, check_kinds
 from .watch import check_order, copied, loads, look, meant_values, move_on, settle, snapshot, watch
 
 LAST_EPOCH = Field("last_epoch", -1, "integer", Range(-1))
@@ -43,6 +44,8 @@ class LRScheduler(TorchLRScheduler):
     """
 
     unsaved: ClassVar[frozenset[str]] = frozenset({"optimizer", "_loads_seen", "_written"})
+    # entries of the state that need not be of the kind that is there
+    free_in_state: ClassVar[frozenset[str]] = frozenset({"optimizer"})
     # arguments that its constructor writes into the groups, with which they are saved and loaded
     kept_in_groups: ClassVar[tuple[str, ...]] = ()
 
@@ -257,9 +260,9 @@ class LRScheduler(TorchLRScheduler):
         or set by the user. A dict that holds `last_epoch` alone is enough: then they are computed.
 
         Raises:
-            ValueError, TypeError: an argument is out of range; nothing is changed
+            ValueError, TypeError: an entry is out of range or of another kind; nothing is changed
         """
-        state = deepcopy(dict(state_dict))
+        state = deepcopy(as_state(state_dict, type(self).__name__))
         self._check_state(state)
         look(self.optimizer)
         meant = meant_values(self.optimizer)
@@ -271,6 +274,8 @@ class LRScheduler(TorchLRScheduler):
         if "last_epoch" in state:
             LAST_EPOCH.check(state["last_epoch"], type(self).__name__)
         self._check_arguments(state)
+        known = {key: own for key, own in vars(self).items() if key not in self.free_in_state}
+        check_kinds(state, known, type(self).__name__)
 
     def _take_state(self, state: dict[str, Any]) -> None:
         self._restore_arguments()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch.optim import Optimizer
@@ -106,6 +106,11 @@ class SequentialLR(Composite):
 
     def _values_at(self, step: int) -> dict[str, list[Number]]:
         return values_at(*self._active(step))
+
+    def _check_state(self, state: Mapping[str, Any]) -> None:
+        super()._check_state(state)
+        if "_milestones" in state:
+            _check_milestones(state["_milestones"], len(self._schedulers), type(self).__name__)
 
     def _take_state(self, state: dict[str, Any]) -> None:
         parts = state.pop("_schedulers", None)

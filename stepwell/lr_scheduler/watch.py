@@ -187,10 +187,10 @@ def has_stepped(optimizer: Optimizer) -> bool:
 def check_order(optimizer: Optimizer) -> None:
     """Warn of a schedule that steps before the optimizer, unless a GradScaler held that back."""
     if not (has_stepped(optimizer) or _held_back_by_scaler(optimizer)):
-        warnings.warn(STEP_ORDER, UserWarning, stacklevel=_level_of_caller())
+        warnings.warn(STEP_ORDER, UserWarning, stacklevel=level_of_caller())
 
 
-def _level_of_caller() -> int:
+def level_of_caller() -> int:
     """How many frames above the one that asks the first line lies that is no schedule's own."""
     frame, level = sys._getframe(1), 1
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(OWN):

@@ -1,0 +1,66 @@
+"""What a loaded state may hold: of each entry, what is there already says the kind."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+
+def check_kinds(state: Mapping[str, Any], known: Mapping[str, Any], owner: str) -> None:
+    """Check that entries are of the kinds of the attributes that they will replace.
+
+    Raises:
+        TypeError: one is not; it may have been changed by hand, or be that of another class
+    """
+    for key in state.keys() & known.keys():
+        kind, fits = _kind(known[key])
+        if not fits(state[key]):
+            raise TypeError(
+                f"{owner}: the state's {key!r} must be {kind}, got {state[key]!r} "
+                f"({type(state[key]).__name__})"
+            )
+
+
+def as_state(state_dict: Any, owner: str) -> dict[str, Any]:
+    """The entries of a state dict.
+
+    Raises:
+        TypeError: it is none
+    """
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(
+            f"{owner}: state_dict must be a dict, as state_dict() returns it, got "
+            f"{type(state_dict).__name__}"
+        )
+    return dict(state_dict)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number, or a Tensor of one element."""
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and not value.is_complex()
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _kind(own: Any) -> tuple[str, Callable[[Any], bool]]:
+    """The kind of an attribute, in words and as a test."""
+    if isinstance(own, bool):
+        return "True or False", lambda value: isinstance(value, bool)
+    if is_number(own):
+        return "a number", is_number
+    if isinstance(own, str):
+        return "a text", lambda value: isinstance(value, str)
+    if isinstance(own, Mapping):
+        return "a dict", lambda value: isinstance(value, Mapping)
+    if isinstance(own, Sequence) and own and all(map(is_number, own)):
+        return "a list of numbers", lambda value: _is_list(value) and all(map(is_number, value))
+    if isinstance(own, Sequence):
+        return "a list", _is_list
+    return "anything", lambda value: True
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
