@@ -57,7 +57,7 @@ def _missing(code: str) -> list[str]:
     return [name for name in packages if importlib.util.find_spec(name) is None]
 
 
-def _run(chain: list[Example], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+def run(chain: list[Example], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     names: dict[str, Any] = {"__name__": "pasted"}
     for example in chain:
         exec(compile(example.code, example.place, "exec", dont_inherit=True), names)
@@ -75,7 +75,7 @@ def test_examples_run_as_pasted(place, tmp_path, monkeypatch, capsys):
     if missing := _missing("".join(example.code for example in chain)):
         pytest.skip(f"{', '.join(missing)} not installed")
     monkeypatch.chdir(tmp_path)
-    _run(chain, capsys)
+    run(chain, capsys)
 
 
 def test_pages_begin_with_an_example_that_stands_alone():
@@ -94,6 +94,6 @@ COMPUTED = {
 @pytest.mark.parametrize("page", COMPUTED)
 def test_examples_compute_what_their_page_is_about(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    names = _run([example for chain in _examples(ROOT / page) for example in chain], capsys)
+    names = run([example for chain in _examples(ROOT / page) for example in chain], capsys)
     for expression, value in COMPUTED[page].items():
         assert eval(expression, names) == value

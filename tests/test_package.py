@@ -45,7 +45,7 @@ def test_the_source_distribution_holds_all_that_a_developer_needs(built):
         names = {name.partition("/")[2] for name in archive.getnames()}
     single = {"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "constraints.txt"}
     assert {*single, "pyproject.toml", "scripts/environment.sh", ".ci/run"} <= names
-    for folder in ("stepwell", "tests", "benchmarks", "docs", "scripts"):
+    for folder in ("stepwell", "tests", "benchmarks", "docs", "examples", "scripts"):
         here = {p for p in (ROOT / folder).rglob("*") if p.is_file()}
         kept = {p for p in here if "__pycache__" not in p.parts and p.suffix != ".pyc"}
         assert {str(p.relative_to(ROOT)) for p in kept} <= names
