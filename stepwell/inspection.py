@@ -74,6 +74,7 @@ class Inspection:
         programs: dict[Any, Program] = {}
         for index, group in enumerate(self._groups):
             for number, param in enumerate(group["params"]):
+                _refuse_nested(self._formula.name, param, place_of(group, index, number))
                 have, ndim = self._state.get(param, {}), param.dim()
                 if (index, ndim) not in programs:
                     programs[index, ndim] = self._program_of(index, number)
@@ -277,12 +278,21 @@ def check_unexpanded(owner: str, param: Tensor, where: str) -> None:
         )
 
 
+def _refuse_nested(owner: str, param: Tensor, where: str) -> None:
+    if param.is_nested:
+        raise RuntimeError(
+            f"{owner} does not support nested tensors ({where}): optimize what they are made of, "
+            "or torch.nested.to_padded_tensor(parameter, 0.0)"
+        )
+
+
 def check_dense(owner: str, param: Tensor, where: str) -> None:
     """Refuse a parameter of which memory holds only some numbers.
 
     Raises:
-        RuntimeError: it is sparse
+        RuntimeError: it is sparse or nested
     """
+    _refuse_nested(owner, param, where)
     if param.layout is not torch.strided:
         raise RuntimeError(
             f"{owner} updates dense parameters, got layout {param.layout} ({where}): make it "

@@ -175,3 +175,18 @@ def _assert_refused(name: str, kind: Kind, end: End) -> None:
     assert torch.equal(end.param.to_dense(), kind.param().to_dense())
     if end.optimizer is not None and not end.optimizer.starts_with_state:
         assert not any(end.optimizer.state.values())
+
+
+@pytest.mark.parametrize("name", [name for name in CLASSES if name != "SparseAdam"])
+def test_nested_tensors_are_refused_by_their_name(name: str) -> None:
+    parts = [torch.ones(2, 2), torch.ones(3, 2)]
+    param = torch.nn.Parameter(torch.nested.nested_tensor(parts, layout=torch.jagged))
+    what = r"nested tensors \((group 0, )?parameter 0\): .*to_padded_tensor"
+
+    def step() -> None:
+        optimizer = getattr(stepwell, name)([param])
+        param.grad = torch.ones_like(param)
+        optimizer.step()
+
+    with pytest.raises(RuntimeError, match=f"{name} does not support {what}"):
+        step()
