@@ -181,7 +181,7 @@ def _assert_refused(name: str, kind: Kind, end: End) -> None:
 def test_nested_tensors_are_refused_by_their_name(name: str) -> None:
     parts = [torch.ones(2, 2), torch.ones(3, 2)]
     param = torch.nn.Parameter(torch.nested.nested_tensor(parts, layout=torch.jagged))
-    what = r"nested tensors \((group 0, )?parameter 0\): .*to_padded_tensor"
+    what = r"nested tensors \(.*\): .*to_padded_tensor"
 
     def step() -> None:
         optimizer = getattr(stepwell, name)([param])
