@@ -351,6 +351,50 @@ def test_entries_of_nobody_are_kept() -> None:
     assert copy.deepcopy(optimizer).state_dict()["state"][1] == {"note": 1}
 
 
+LOST = ("d", "t", "H_diag", "prev_flat_grad", "prev_loss")
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_state_that_has_lost_an_entry_is_refused(name: str) -> None:
+    params, loss = rosenbrock()
+    optimizer = LBFGS(params, max_iter=3)
+    optimizer.step(closure_of(optimizer, loss))
+    kept = state_of(optimizer).pop(name)
+    start = values(optimizer)
+    found = refused(lambda: optimizer.step(closure_of(optimizer, loss)))
+    assert f"KeyError: '{name}' (to begin anew, clear optimizer.state)" in str(found)
+    assert_same(values(optimizer), start)
+    state_of(optimizer)[name] = kept
+    optimizer.step(closure_of(optimizer, loss))
+    optimizer.state[params[0]] = 7
+    assert "state of group 0, parameter 0 must be a dict, got int" in str(
+        refused(lambda: optimizer.step(closure_of(optimizer, loss)))
+    )
+
+
+def test_parameters_that_join_and_leave() -> None:
+    params, loss = quadratic(condition=10.0)
+    joins = nn.Parameter(torch.ones(2, dtype=torch.float64))
+    optimizer = LBFGS(params, max_iter=3)
+
+    def total() -> Tensor:
+        return loss() + (joins**2).sum()
+
+    optimizer.step(closure_of(optimizer, total))
+    optimizer.param_groups[0]["params"].append(joins)
+    found = refused(lambda: optimizer.step(closure_of(optimizer, total)))
+    assert "this state does not fit parameters of 102 numbers in all" in str(found)
+    optimizer.state.clear()
+    optimizer.step(closure_of(optimizer, total))
+    assert float(joins.detach().abs().max()) < 1
+    # without the first one, whose entry the history was
+    gone = optimizer.param_groups[0]["params"].pop(0)
+    before = gone.detach().clone()
+    optimizer.step(closure_of(optimizer, total))
+    assert torch.equal(gone, before)
+    assert optimizer.state_dict()["state"].keys() == {0}
+
+
 def test_a_shallow_copy_shares_the_state_and_goes_on_in_turns() -> None:
     runs = []
     for is_copied in (False, True):

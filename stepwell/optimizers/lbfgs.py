@@ -29,6 +29,8 @@ __all__ = ["LBFGS"]
 
 Count = Annotated[int, Range(0)]
 Tolerance = Annotated[float | Tensor, Range(endless=True)]
+# what a state has from the first iteration on, beside the history
+RESUMED = {"d", "t", "H_diag", "prev_flat_grad", "prev_loss"}
 StrongWolfe = Annotated[Literal["strong_wolfe"], Message("only 'strong_wolfe' is supported")]
 
 
@@ -46,6 +48,10 @@ class LBFGS(Optimizer):
     nothing helps, the history is dropped and the gradient followed; if that does not help either,
     it warns, and the parameters stay at the last finite point. If the closure raises, they are
     left at the best point of the search.
+
+    Distributed parameters, as those of FSDP2, move as the whole model would: every process has the
+    whole history, and the loss is the mean over the processes. Where each process has all
+    parameters, as in DistributedDataParallel, the closure must return that mean itself.
 
     Args:
         params: parameters to update, in one group
@@ -160,6 +166,11 @@ class LBFGS(Optimizer):
         steepest = _finite("gradient", largest(grad))
         point = Point(0.0, _finite("loss", number), 0.0, grad)
         state = self.state[params[0]]
+        if not isinstance(state, dict):
+            raise TypeError(
+                f"LBFGS: the state of {place_of(group, 0, 0)} must be a dict, got "
+                f"{type(state).__name__}"
+            )
         state.update(func_evals=state.get("func_evals", 0), n_iter=state.get("n_iter", 0))
         try:
             if steepest > group["tolerance_grad"]:
@@ -222,6 +233,7 @@ class LBFGS(Optimizer):
             history is None
             or state.get("inverse") is not history.inverse
             or not history.fits(like, limit)
+            or not state.keys() >= RESUMED
         ):
             try:
                 history = History.restored(state, like, limit)
@@ -229,7 +241,7 @@ class LBFGS(Optimizer):
             except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
                 raise ValueError(
                     f"LBFGS: this state does not fit parameters of {like.numel()} numbers in all: "
-                    f"{type(error).__name__}: {error}"
+                    f"{type(error).__name__}: {error} (to begin anew, clear optimizer.state)"
                 ) from error
             self._history = history
             state.pop("al", None)
