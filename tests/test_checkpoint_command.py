@@ -408,7 +408,7 @@ OTHERS = {
     "nothing": ({}, "holds neither"),
     "no optimizer": ({"optimizer": 3}, "holds neither"),
     "two optimizers": (
-        {"optimizer": {}, "optimizer_state_dict": {}},
+        {"optimizer": {"state": {}}, "optimizer_state_dict": {"state": {}}},
         "holds optimizer and optimizer_state_dict, of which only one can be converted",
     ),
     "no groups": ({"optimizer": {"state": {}}}, "param_groups"),

@@ -36,6 +36,7 @@ def _training(library: Any, steps: int = 0) -> tuple[Any, Any, Any]:
 
 MODEL, OPTIMIZER, SCHEDULE = (part.state_dict() for part in _training(torch.optim, 3))
 OTHER = _training(torch.optim, 1)[1].state_dict()
+LOSS_SCALE = {"scale": 8.0}
 LATE = {**SCHEDULE, "last_epoch": 7}
 
 # what was saved; which parts are read; what is said to be left
@@ -97,6 +98,16 @@ LAYOUTS: dict[str, tuple[Any, str, str | None]] = {
         "model",
         "callbacks.ema.opt.0 (an optimizer), other_sched: kept as extra",
     ),
+    "mmengine with AMP": (
+        {"state_dict": MODEL, "optimizer": {**OPTIMIZER, "loss_scaler": LOSS_SCALE}},
+        "model optimizer",
+        "optimizer.loss_scaler: kept as extra",
+    ),
+    "nothing under keys that are known": (
+        {"model": MODEL, "optimizers": {}, "schedulers": {}, "optimizer": {}},
+        "model",
+        None,
+    ),
     # of transformers' Trainer and of accelerate
     "optimizer.pt": (OPTIMIZER, "optimizer", None),
     "scheduler.pt": (SCHEDULE, "scheduler", None),
@@ -129,7 +140,7 @@ def test_each_layout_is_read(name: str, tmp_path: Path) -> None:
     assert convert(source, path, NAMES if "optimizer" in parts else None) == said
     extra = _assert_loads(path, parts) or {}
     # what is read is not there a second time
-    kept = {key for key, value in extra.items() if value}
+    kept = {key for key, value in extra.items() if value and value != {"loss_scaler": LOSS_SCALE}}
     assert not {"optimizer", "optimizer_states", "last_optimizer_state", "adam"} & kept
 
 

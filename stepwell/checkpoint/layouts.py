@@ -89,12 +89,16 @@ def parts_of(content: Any, asked: Mapping[str, str | None]) -> Parts:
     elif not isinstance(content, Mapping):
         raise CheckpointError(f"holds a {type(content).__name__}, no state dicts")
     if _is_optimizer(content):
-        return Parts({"optimizer": content}, [])
+        content = {"optimizer": content}
     places = {part: _chosen(content, part, asked.get(part)) for part in SPELLINGS}
     found = {part: _at(content, place) for part, place in places.items() if place is not None}
     if found:
         extra = _without(content, [place for place in places.values() if place is not None])
         left = list(_left(extra, ""))
+        if beside := _beside(found.get("optimizer")):
+            place = str(places["optimizer"])
+            extra[place] = beside
+            left += [f"{place}.{key}" for key in beside]
         return Parts({**found, **({"extra": extra} if extra else {})}, left)
     if _is_schedule(content):
         return Parts({"scheduler": content}, [])
@@ -108,6 +112,13 @@ def parts_of(content: Any, asked: Mapping[str, str | None]) -> Parts:
 
 def _is_optimizer(value: Any) -> bool:
     return isinstance(value, Mapping) and {"state", "param_groups"} <= value.keys()
+
+
+def _beside(state_dict: Any) -> dict[Any, Any]:
+    """What wrappers have put into the state dict of an optimizer, as the scale of a loss."""
+    if not _is_optimizer(state_dict):
+        return {}
+    return {k: value for k, value in state_dict.items() if k not in ("state", "param_groups")}
 
 
 def _is_schedule(value: Any) -> bool:
@@ -140,7 +151,9 @@ def _places(content: Mapping[Any, Any], part: str) -> Iterator[str]:
         if not isinstance(key, str) or not isinstance(items, Mapping):
             continue
         held = [f"{key}.{name}" for name, item in items.items() if is_one(item)]
-        if isinstance(value, Mapping) and (is_one(value) or (is_spelt and not held)):
+        # a model may be empty
+        may_be_one = is_spelt and not held and (len(items) > 0 or part == "model")
+        if isinstance(value, Mapping) and (is_one(value) or may_be_one):
             yield key
         else:
             yield from held
