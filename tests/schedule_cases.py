@@ -97,6 +97,9 @@ CASES = (
     Case("StepLR", {"step_size": 1}),
     Case("StepLR", {"step_size": 7, "gamma": 0.9}),
     Case("StepLR", {"step_size": 100, "gamma": 0}),
+    # halves and quarters of a number of epochs are floats
+    Case("StepLR", {"step_size": 15.0, "gamma": 0.9}),
+    Case("MultiStepLR", {"milestones": [3.0, 10.0], "gamma": 0.5}),
     Case("MultiStepLR", {"milestones": [3, 10, 10, 200]}),
     Case("MultiStepLR", {"milestones": [0, 1], "gamma": 1.5}),
     Case("MultiStepLR", {"milestones": []}),
@@ -136,6 +139,9 @@ CASES = (
         "CyclicLR",
         {"base_lr": 0.1, "max_lr": 0.7, "step_size_up": 9, "mode": "exp_range", "gamma": 0.999},
         chains=False,
+    ),
+    Case(
+        "CyclicLR", {"base_lr": 0.1, "max_lr": 0.7, "step_size_up": 5, "step_size_down": 0}, False
     ),
     Case(
         "CyclicLR",

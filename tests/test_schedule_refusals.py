@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -117,6 +118,39 @@ def composites_aside(held: Any, before: dict[str, Any]) -> bool:
     """Whether nothing was changed, but by the parts of a composite, which were made rightly."""
     after = held.state_dict()["param_groups"]
     return "initial_lr" in after[0] or held.state_dict() == before
+
+
+WRONG = {
+    "ConstantLR": {"factor": 2.0},
+    "LinearLR": {"start_factor": 2.0, "end_factor": 2.0},
+    "CosineAnnealingWarmRestarts": {"T_0": 0, "T_mult": 0, "eta_min": "x"},
+    "CyclicLR": {"base_lr": [1.0] * 5, "max_lr": [1.0] * 5, "mode": "x"},
+    "OneCycleLR": {"max_lr": [1.0] * 5, "total_steps": 0, "pct_start": 3, "anneal_strategy": "x"},
+    "ReduceLROnPlateau": {"factor": 2.0, "mode": "x", "threshold_mode": "x", "min_lr": [1.0] * 5},
+    "SWALR": {"swa_lr": [1.0] * 5, "anneal_epochs": -1, "anneal_strategy": "x"},
+}
+RIGHT = {
+    "CosineAnnealingWarmRestarts": {"T_0": 3},
+    "CyclicLR": {"base_lr": 0.1, "max_lr": 1.0},
+    "OneCycleLR": {"max_lr": 1.0, "total_steps": 5},
+    "SWALR": {"swa_lr": 0.1},
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_of_several_mistakes_the_one_is_named_that_torch_names(name):
+    for some in itertools.product([False, True], repeat=len(WRONG[name])):
+        given = {
+            k: v for (k, v), is_wrong in zip(WRONG[name].items(), some, strict=True) if is_wrong
+        }
+        for held in (optimizer(0.3, momentum=0.9), SimpleNamespace(param_groups=[])):
+            if not given or (name == "SWALR" and isinstance(held, SimpleNamespace)):
+                continue
+            case = Case(name, {**RIGHT.get(name, {}), **given})
+            theirs = refusal(case.make, torch_schedulers, held)
+            ours = refusal(case.make, lr_scheduler, held)
+            assert type(ours) is type(theirs)
+            assert str(ours).startswith(str(theirs).removesuffix("."))
 
 
 def test_momentum_that_an_optimizer_lacks():

@@ -20,7 +20,7 @@ from .watch import copied
 RATES = tuple(Field(name, None, "number", Range(0)) for name in ("base_lr", "max_lr"))
 SIZES = (
     Field("step_size_up", 2000, "number", Range(0, open="(")),
-    Field("step_size_down", None, "number", Range(0, open="("), optional=True),
+    Field("step_size_down", None, "number", Range(0), optional=True),
 )
 MOMENTA = (
     Field("base_momentum", 0.8, "number"),

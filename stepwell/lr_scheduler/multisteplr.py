@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from .curvelr import CurveLR, remade
 from .curves import Curve, multi_step
+from .curves.composition import whole
 from .curves.multi_step import MILESTONE, ascending
 
 
@@ -69,5 +70,5 @@ def _counted(saved: Any, owner: str) -> Counter[int]:
     if not isinstance(saved, Mapping):
         return Counter(ascending(saved, owner))
     for number in (*saved.keys(), *saved.values()):
-        MILESTONE.check(number, owner)
+        MILESTONE.check(whole(number), owner)
     return Counter(saved)

@@ -74,10 +74,14 @@ class ReduceLROnPlateau(LRScheduler, TorchReduceLROnPlateau):
         *,
         last_epoch: int = -1,
     ) -> None:
+        owner = type(self).__name__
+        self._check_arguments({"factor": factor})
+        require_optimizer(optimizer, owner)
+        self.optimizer = optimizer
+        self._take_floors(min_lr)
         self._check_arguments(
             {
                 "mode": mode,
-                "factor": factor,
                 "patience": patience,
                 "threshold": threshold,
                 "threshold_mode": threshold_mode,
@@ -85,12 +89,9 @@ class ReduceLROnPlateau(LRScheduler, TorchReduceLROnPlateau):
                 "eps": eps,
             }
         )
-        require_optimizer(optimizer, type(self).__name__)
-        LAST_EPOCH.check(last_epoch, type(self).__name__)
+        LAST_EPOCH.check(last_epoch, owner)
         watch(optimizer)
         self.factor = factor
-        self.optimizer = optimizer
-        self._take_floors(min_lr)
         self.patience = patience
         self.cooldown = cooldown
         self.eps = eps

@@ -53,11 +53,11 @@ class LRScheduler(TorchLRScheduler):
 
     def __init__(self, optimizer: Optimizer, last_epoch: int = -1) -> None:
         owner = type(self).__name__
+        vars(self).update({name: copied(value) for name, value in vars(self).items()})
+        self._check_arguments(vars(self))
         require_optimizer(optimizer, owner)
         LAST_EPOCH.check(last_epoch, owner)
         last_epoch = copied(last_epoch)
-        vars(self).update({name: copied(value) for name, value in vars(self).items()})
-        self._check_arguments(vars(self))
         if last_epoch >= 0:
             _require_initial_rates(optimizer, owner)
         watch(optimizer)

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from ..compiling import skipped
 from .composite import Composite, common_optimizer, follow, start_anew, take, values_at
-from .curves.composition import active
+from .curves.composition import active, whole
 from .curves.multi_step import ascending
 from .hyperparameters import Number, write
 from .scheduler import LAST_EPOCH
@@ -48,7 +48,7 @@ class SequentialLR(Composite):
         LAST_EPOCH.check(last_epoch, owner)
         watch(optimizer)
         self._schedulers = list(schedulers)
-        self._milestones = [copied(milestone) for milestone in milestones]
+        self._milestones = [whole(copied(milestone)) for milestone in milestones]
         self.optimizer = optimizer
         self.last_epoch = last_epoch + 1
         if last_epoch == -1:

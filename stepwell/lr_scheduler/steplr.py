@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch.optim import Optimizer
 
 from .curvelr import CurveLR, remade
 from .curves import Curve, step
+from .curves.composition import whole
 
 
 class StepLR(CurveLR):
@@ -42,7 +46,10 @@ class StepLR(CurveLR):
         self.gamma = gamma
         super().__init__(optimizer, last_epoch)
 
+    def _check_arguments(self, state: Mapping[str, Any]) -> None:
+        super()._check_arguments({name: whole(value) for name, value in state.items()})
+
     @property
     def curve(self) -> Curve:
         """The curve of its present arguments."""
-        return remade(step, self.step_size, self.gamma)
+        return remade(step, whole(self.step_size), self.gamma)

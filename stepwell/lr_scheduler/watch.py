@@ -211,7 +211,9 @@ def copied(value: Any) -> Any:
     Others may hold on to a Tensor, and a file that may hold no code has no scalars of NumPy.
     """
     if isinstance(value, Tensor):
-        return value.detach().clone()
+        # what is filled in place with rates would be cut to whole numbers
+        is_exact = value.is_floating_point() or value.is_complex()
+        return value.detach().clone() if is_exact else value.detach().float()
     return value.item() if isinstance(value, np.generic) else value
 
 

@@ -199,6 +199,11 @@ def active(starts: Sequence[float], step: float) -> int:
     return bisect_right(starts, step) - 1
 
 
+def whole(number: Any) -> Any:
+    """A whole number for a float that is one, as 0.5 * epochs often is; anything else as it is."""
+    return int(number) if isinstance(number, float) and number.is_integer() else number
+
+
 def blend(start: float, end: float, share: float) -> float:
     """From `start` to `end`, both exact, as the share goes from 0 to 1."""
     return start * (1.0 - share) + end * share

@@ -10,7 +10,7 @@ from ...language.fields import Field, Range
 from .composition import GAMMA, LASTING, Curve, blend, power
 
 UP = Field("up", None, "number", Range(0, open="("))
-DOWN = Field("down", None, "number", Range(0, open="("), optional=True)
+DOWN = Field("down", None, "number", Range(0), optional=True)
 MODES = ("triangular", "triangular2", "exp_range")
 
 
@@ -27,7 +27,7 @@ class cyclic(Curve):  # noqa: N801
 
     Args:
         up: how many steps the way up takes
-        down: how many steps the way down takes; None: as many
+        down: how many steps the way down takes; None: as many; 0: it falls at once
         low: the value between two cycles
         mode: how high the peaks are
         gamma: the factor of "exp_range"

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ...language.fields import Field, Range
-from .composition import GAMMA, LASTING, Curve, power
+from .composition import GAMMA, LASTING, Curve, power, whole
 
 MILESTONE = Field("milestones", None, "integer", Range(0))
 
@@ -54,7 +54,7 @@ def ascending(milestones: Iterable[int], owner: str) -> tuple[int, ...]:
             f"Invalid milestones value: {milestones!r} ({owner}: milestones must be a list of "
             f"whole numbers {MILESTONE.allowed})"
         )
-    steps = tuple(int(MILESTONE.check(step, owner)) for step in milestones)
+    steps = tuple(int(MILESTONE.check(whole(step), owner)) for step in milestones)
     if list(steps) != sorted(steps):
         raise ValueError(
             f"Invalid milestones value: {list(steps)} ({owner}: milestones must be in ascending "
