@@ -17,16 +17,9 @@ from typing_extensions import dataclass_transform
 from .language import Formula, Maximize, Unscale, compose
 from .language.fields import Field, Slot, count, fields_of, near_miss, plain_number, slots_of
 
-__all__ = ["Declaration", "Flags", "MissingKeyError", "declare"]
+__all__ = ["Declaration", "Flags", "declare"]
 
 OWN_KEYS = ("params", "param_names")
-
-
-class MissingKeyError(KeyError):
-    """A KeyError that prints its words as they are; any other prints them in quotes."""
-
-    def __str__(self) -> str:
-        return str(self.args[0])
 
 
 @dataclass(frozen=True, eq=False)

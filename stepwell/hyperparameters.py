@@ -12,6 +12,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from .language import Formula
+from .language.fields import MissingKeyError
 from .language.number import is_fake
 
 __all__ = ["Checked", "Hyperparameters", "columns_of", "is_elsewhere"]
@@ -95,6 +96,13 @@ class Hyperparameters:
 
     def _read_each(self, group: Mapping[str, Any]) -> tuple[Any, ...]:
         fields = self.formula.fields
+        lacking = [name for name in self.names if name not in group and not fields[name].unlisted]
+        if lacking:
+            index = next(i for i, own in enumerate(self.groups) if own is group)
+            raise MissingKeyError(
+                f"{lacking[0]!r} ({self.formula.name}, group {index}: the step needs this key, "
+                "which was taken out of the group)"
+            )
         return tuple(group.get(name, fields[name].default) for name in self.names)
 
     def has_some_elsewhere(self) -> bool:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.optim import lr_scheduler as torch_schedules
 
-from .declaration import Declaration, MissingKeyError
+from .declaration import Declaration
 from .hyperparameters import Checked
-from .language.fields import Field, Range
+from .language.fields import Field, MissingKeyError, Range
 
 __all__ = [
     "Group",

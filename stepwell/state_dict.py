@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from .cohort import state_shape
-from .declaration import MissingKeyError
 from .language import Transform
-from .language.fields import SCHEDULED, Slot
+from .language.fields import SCHEDULED, MissingKeyError, Slot
 from .language.number import is_fake
 from .matching import EXECUTION, LoadReport, Match, Place, nearest
 

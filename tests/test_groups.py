@@ -239,3 +239,32 @@ def test_the_fixed_hyperparameter_of_adamw():
     group["decoupled_weight_decay"] = True
     error = refused(lambda: group.__setitem__("decoupled_weight_decay", False))
     assert "decoupled_weight_decay must be one of True" in str(error)
+
+
+@pytest.mark.parametrize("key", ["lr", "betas", "maximize"])
+@pytest.mark.parametrize("steps_before", [0, 2])
+def test_a_key_that_was_taken_out_of_a_group_is_missed_by_the_step(key, steps_before):
+    params = weights()
+    twins = [torch.nn.Parameter(p.detach().clone()) for p in params]
+    ours, theirs = (
+        lib.AdamW([{"params": some[:1]}, {"params": some[1:], "lr": 0.1}])
+        for lib, some in ((stepwell, params), (torch.optim, twins))
+    )
+    for seed in range(steps_before):
+        fill_grads(params, seed)
+        ours.step()
+    before = [p.detach().clone() for p in params]
+    for p in (*params, *twins):
+        p.grad = torch.ones_like(p)
+    value = ours.param_groups[1].pop(key)
+    del theirs.param_groups[1][key]
+    error, torchs = refused(ours.step), refused(theirs.step)
+    assert isinstance(error, KeyError)
+    assert (
+        str(error)
+        == f"{torchs} (AdamW, group 1: the step needs this key, which was taken out of the group)"
+    )
+    assert all(torch.equal(p.detach(), old) for p, old in zip(params, before, strict=True))
+    ours.param_groups[1][key] = value
+    ours.step()
+    assert not torch.equal(params[-1].detach(), before[-1])

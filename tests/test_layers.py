@@ -275,7 +275,7 @@ def test_every_rule_and_curve_is_exported() -> None:
 def test_the_words_of_the_language_are_exported() -> None:
     for name in ("fields", "functions", "transforms"):
         module = importlib.import_module(f"stepwell.language.{name}")
-        inner = {"Field", "Slot", "near_miss"}
+        inner = {"Field", "MissingKeyError", "Slot", "near_miss"}
         missing = {*module.__all__} - {*language.__all__} - inner
         assert not missing, f"stepwell.language lacks {missing}"
 

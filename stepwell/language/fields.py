@@ -39,6 +39,7 @@ from .number import is_fake
 __all__ = [
     "Decay",
     "Field",
+    "MissingKeyError",
     "NonNegative",
     "OwnFlag",
     "Positive",
@@ -54,6 +55,13 @@ __all__ = [
     "unset",
     "zeros",
 ]
+
+
+class MissingKeyError(KeyError):
+    """A KeyError that prints its words as they are; any other prints them in quotes."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 @dataclass(frozen=True)
