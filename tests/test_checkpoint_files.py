@@ -7,14 +7,16 @@ import os
 import resource
 import subprocess
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 
 import stepwell
-from stepwell.checkpoint import CheckpointError, latest, load, save, verify
+from stepwell.checkpoint import CheckpointError, latest, load, save, saving, verify
 from stepwell.checkpoint.pieces import in_parallel
 from stepwell.lr_scheduler import StepLR
 
@@ -423,6 +425,36 @@ def test_latest_passes_over_what_is_damaged(tmp_path):
     assert latest(tmp_path / "nowhere") is None
     with pytest.raises(NotADirectoryError):
         latest(tmp_path / "step-2.safetensors")
+
+
+def test_what_is_saved_in_the_background_is_what_loads_next(tmp_path, monkeypatch):
+    path, go_on = tmp_path / "step-1.safetensors", threading.Event()
+    write = saving.write
+
+    def slowly(*args, **options):
+        go_on.wait()
+        write(*args, **options)
+
+    save(path, extra=1)
+    monkeypatch.setattr(saving, "write", slowly)
+    for number, read in ((2, lambda: load(path).extra), (3, lambda: latest(tmp_path))):
+        go_on.clear()
+        newer = path if number == 2 else tmp_path / "step-3.safetensors"
+        writing = save(newer, extra=number, background=True)
+        found = []
+        thread = threading.Thread(target=lambda read=read, found=found: found.append(read()))
+        thread.start()
+        assert not found
+        go_on.set()
+        thread.join()
+        writing.wait()
+        assert found == [number if number == 2 else newer]
+    # what went wrong there is for the next save
+    monkeypatch.setattr(saving, "write", mock.Mock(side_effect=OSError("full")))
+    writing = save(path, extra=4, background=True)
+    assert load(path).extra == 2
+    with pytest.raises(OSError, match="full"):
+        writing.wait()
 
 
 def test_a_first_run_has_no_folder_yet(tmp_path, monkeypatch):

@@ -227,7 +227,7 @@ def disk(monkeypatch):
     disk.number = 0
     disk.go.set()
     with suppress(OSError):
-        saving._Background.wait()
+        saving.Background.wait()
 
 
 @pytest.mark.parametrize("background", [False, True])
@@ -246,9 +246,9 @@ def test_one_at_a_time(tmp_path, disk, background):
 def test_threads_that_save_at_once(path, disk):
     """Both have seen that nothing is under way."""
     first, second = (saving.Writing(path.with_name(name), {}, {}, None) for name in ("1", "2"))
-    saving._Background.start(first)
+    saving.Background.start(first)
     threading.Timer(0.1, disk.go.set).start()
-    saving._Background.start(second)
+    saving.Background.start(second)
     assert first.is_done
 
 
@@ -345,7 +345,7 @@ def test_a_fork_while_another_thread_copies(path, monkeypatch):
     finally:
         go.set()
         thread.join()
-        saving._Background.wait()
+        saving.Background.wait()
     verify(other)
     verify(path)
 

@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from .background import Background
 from .header import BLANK, PREFIX, CheckpointError
 from .reading import verify
 from .replacing import UNFINISHED
@@ -41,11 +42,13 @@ _whole: dict[Path, tuple[int, ...]] = {}
 def latest(folder: str | os.PathLike[str]) -> Path | None:
     """The newest checkpoint in a folder that verifies, or None, also where there is no folder yet.
 
-    Damaged ones, and other files, are passed over; the newest is the one last saved.
+    Damaged ones, and other files, are passed over; the newest is the one last saved, also where
+    that is still going on in the background of this process.
 
     Raises:
         OSError: the folder cannot be read
     """
+    Background.settle()
     try:
         paths = list(Path(folder).iterdir())
     except FileNotFoundError:

@@ -17,6 +17,7 @@ from ..optimizer import Optimizer
 from ..state_dict import Loading, Policy
 from ..wrapped import inner_optimizer, inner_scheduler
 from . import schedules, states
+from .background import Background
 from .contents import check_module, check_named, named, rule_of
 from .header import CheckpointError
 from .modules import Fit, fit
@@ -85,6 +86,8 @@ def load(
         OSError: it cannot be read
     """
     check_named(unnamed, "load")
+    # the file may be what is being saved
+    Background.settle()
     if optimizer is not None:
         optimizer = _checked_optimizer(optimizer)
     for what, module in (("model", model), ("averaged", averaged)):

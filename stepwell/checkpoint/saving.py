@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..wrapped import inner_optimizer, inner_scheduler
+from .background import Background
 from .contents import check_named, describe
 from .folder import check_keep, prune
 from .pieces import check_system, synchronize
@@ -71,7 +72,7 @@ def save(
     """
     check_named(unnamed, "save")
     path = Path(path).absolute()
-    _Background.wait()
+    Background.wait()
     if keep is not None:
         check_keep(path, keep)
     packer = Packer()
@@ -84,7 +85,7 @@ def save(
     writing = Writing(path, packer.tensors, description, keep)
     # afterwards nobody would wait for it
     if background and not is_exiting():
-        _Background.start(writing)
+        Background.start(writing)
     else:
         writing.run()
     return writing
@@ -153,15 +154,19 @@ class Writing:
         """Whether the thread has ended, well or not."""
         return self._done is None or self._done.is_set()
 
+    def settle(self) -> None:
+        """Return once the thread has ended, well or not."""
+        # a forked process has a copy of this, and not the thread
+        if self._done is not None and self._process == os.getpid():
+            self._done.wait()
+
     def wait(self) -> None:
         """Return once the file is written.
 
         Raises:
             OSError: it was not; said once
         """
-        # a forked process has a copy of this, and not the thread
-        if self._done is not None and self._process == os.getpid():
-            self._done.wait()
+        self.settle()
         if self._at_exit is not None:
             self._at_exit.cancel()
         error, self._error = self._error, None
@@ -171,34 +176,3 @@ class Writing:
 
 def _copied(tensor: Tensor) -> Tensor:
     return torch.empty_like(tensor, device="cpu").copy_(tensor)
-
-
-class _Background:
-    """The save of this process that goes on behind its back: there is one at a time."""
-
-    _lock = threading.Lock()
-    _latest: Writing | None = None
-
-    @classmethod
-    def start(cls, writing: Writing) -> None:
-        """Begin one, when nothing else is under way."""
-        with cls._lock:
-            cls.wait()
-            cls._latest = writing
-            writing.start()
-
-    @classmethod
-    def wait(cls) -> None:
-        """Wait for the one that is under way, if one is, and raise its error."""
-        if cls._latest is not None:
-            cls._latest.wait()
-
-    @classmethod
-    def forget(cls) -> None:
-        """Begin anew in a forked process: it has no thread that would let go of the lock."""
-        cls._lock, cls._latest = threading.Lock(), None
-
-
-# not on Windows
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_Background.forget)
