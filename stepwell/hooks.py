@@ -79,9 +79,6 @@ class Hooks:
             hooks.move_to_end(handle.id, last=False)
         return handle
 
-    def _optimizer_step_code(self) -> None:
-        """Called after each step; a Python profiler finds the optimizer by this name."""
-
     def register_step_pre_hook(self, hook: Callable[..., Any]) -> RemovableHandle:
         """Call `hook(optimizer, args, kwargs)` before each step.
 
@@ -139,6 +136,7 @@ def hooked(step: Callable[P, R]) -> Callable[P, R]:
             observed: R = _observed(step, optimizer, args, kwargs)
             return observed
         result = step(*args, **kwargs)
+        # torch's, by whose code a profiler of Python finds the optimizer and its state
         optimizer._optimizer_step_code()
         return result
 

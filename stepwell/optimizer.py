@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
 import torch
 from torch import Tensor
+from torch.autograd import profiler
 from torch.optim import Optimizer as TorchOptimizer
 from torch.optim import optimizer as torch_optimizer
 from torch.optim.optimizer import ParamsT as ParamsT
@@ -23,6 +24,7 @@ from torch.optim.optimizer import (
 )
 from torch.optim.optimizer import required as required
 
+from .backends import import_unseen
 from .cohort import Scaling, local_part
 from .compiling import outside_graphs
 from .declaration import Declaration, Flags, declare
@@ -213,6 +215,8 @@ class Optimizer(Persistence, Flags, TorchOptimizer):  # type: ignore[misc]
         return Scaling(vars(self).get("grad_scale"), vars(self).get("found_inf"))
 
     def _prepare_anew(self, scaling: Scaling) -> Callable[[], None]:
+        if profiler._is_profiler_enabled:
+            import_unseen()
         check_groups(self.param_groups, self.declaration)
         self._drop_orphans()
         if self._held is None and scaling is UNSCALED and self._rehearses():

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim import lr_scheduler as torch_schedules
 
+from .compiling import leave_alone, outside_graphs
 from .declaration import Declaration
 from .hyperparameters import Checked
 from .language.fields import Field, MissingKeyError, Range
@@ -141,6 +142,7 @@ class Group(Checked):
             for group, value in zip(groups, values, strict=True)
         ]
 
+    @outside_graphs
     def _taken(self, key: str, value: Any) -> Any:
         """The value that is written: of a schedule of torch's, also one that no step may use.
 
@@ -207,9 +209,15 @@ class Group(Checked):
         return OrderedDict, (), None, None, iter(self.items())
 
 
+# torch.compile would look into them, and trace what can only be run
+for _method in (Group.__setitem__, Group.get, Group.setdefault, Group.update):
+    leave_alone(_method)
+
+
 def _schedule_at_work() -> str:
     """The class of the schedule of torch's that writes into a group; empty if none does."""
-    frame: FrameType | None = sys._getframe(3)
+    # past `_taken`, what is around it, and `__setitem__`
+    frame: FrameType | None = sys._getframe(4)
     while frame is not None and frame.f_globals is vars(torch_schedules):
         writer = frame.f_locals.get("self")
         if isinstance(writer, torch_schedules.LRScheduler):

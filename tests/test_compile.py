@@ -155,6 +155,23 @@ def test_what_compiled_code_writes_is_checked():
     assert optimizer.param_groups[0]["lr"] == 0.5
 
 
+def test_compiled_code_with_a_group_that_it_holds():
+    (group,) = stepwell.SGD(weights(), lr=0.5).param_groups
+
+    def scale(x, rate):
+        y = x * 2
+        group["lr"] = rate
+        group.update(momentum=0.5)
+        return y * group["lr"] * group.get("momentum")
+
+    compiled = torch.compile(scale, backend="eager")
+    for rate in (0.25, 0.125):
+        assert compiled(torch.ones(1), rate).item() == rate
+    with pytest.raises(ValueError, match=r"Invalid learning rate: -1\.0"):
+        compiled(torch.ones(1), -1.0)
+    assert group["lr"] == 0.125
+
+
 def test_a_warm_step_is_not_compiled_again():
     torch._dynamo.reset()
     counters.clear()

@@ -95,6 +95,10 @@ def test_parameters_and_state_are_swapped_in_and_back(case: Case) -> None:
     before = {entry: tensor.clone() for entry, tensor in everything(made).items()}
     saved = twin.state_dict()
     named_others = {str(i): other for i, other in enumerate(others)}
+    if not made.state:
+        with pytest.raises(RuntimeError, match="requires initialized optimizer state"):
+            stepwell.swap_in_optimizer_params_and_state(made, named_others, saved).__enter__()
+        return
     with stepwell.swap_in_optimizer_params_and_state(made, named_others, saved):
         set_grads(others, 2)
         made.step()

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import import_module
+from threading import Thread
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from ..cohort import Cohort, Facts, Scaling, UnusableError
 from ..language import Program
 
-__all__ = ["BACKENDS", "Backend", "Launch", "launched"]
+__all__ = ["BACKENDS", "Backend", "Launch", "import_unseen", "launched"]
 
 log = logging.getLogger("stepwell")
 
@@ -62,6 +63,26 @@ def backend(name: str) -> Backend:
     """A back-end by name; its module is imported when it is first asked for."""
     module: Any = import_module(f"{__name__}.{name}")
     return Backend(name, module.refuses, module.Launch)
+
+
+@cache
+def import_unseen() -> None:
+    """Import what a first step would import, on a thread of its own.
+
+    torch.profiler with `with_stack=True` reads the names of what it has seen when it is asked for
+    them. A module's code is gone once it is imported, so a profile in which modules were imported
+    ends in UnicodeDecodeError; other threads than those that were there are not looked at.
+    """
+    thread = Thread(target=_import_all)
+    thread.start()
+    thread.join()
+
+
+def _import_all() -> None:
+    for name in BACKENDS:
+        backend(name)
+    # compiles a function that does nothing
+    import_module("..native.llvm", __name__).unusable()
 
 
 def launched(cohort: Cohort) -> Launch:
