@@ -960,3 +960,32 @@ def test_no_warning_in_a_plain_run() -> None:
         warnings.simplefilter("error")
         optimizer = trained(LBFGS, rosenbrock(torch.float32), 30, **WOLFE)
     torch.testing.assert_close(values(optimizer)[0], torch.ones(2), rtol=1e-3, atol=1e-3)
+
+
+def test_tolerances_below_zero_end_no_step_before_its_iterations() -> None:
+    """Not even where there is no slope; torch divides by it, and goes on from NaN."""
+    many = {"max_iter": 7, "max_eval": 1000}
+    endless = {"tolerance_grad": -math.inf, "tolerance_change": -math.inf, **many}
+    calls = {}
+    for name, options in (("endless", endless), ("usual", many)):
+        param = nn.Parameter(torch.tensor([2.0]))
+        optimizer = LBFGS([param], lr=0.5, **options)
+        optimizer.step(closure_of(optimizer, lambda p=param: (p * 1e-9).sum()))
+        calls[name] = state_of(optimizer)["n_iter"]
+    assert calls == {"endless": 7, "usual": 0}
+    for search in (None, "strong_wolfe"):
+        flat = nn.Parameter(torch.zeros(2))
+        optimizer = LBFGS([flat], line_search_fn=search, **endless)
+        optimizer.step(closure_of(optimizer, lambda p=flat: (p * p).sum()))
+        assert torch.equal(flat, torch.zeros(2))
+
+
+def test_a_state_without_iterations_is_loaded_as_it_is() -> None:
+    optimizers = [LBFGS([nn.Parameter(torch.ones(2))], tolerance_grad=math.inf) for _ in range(2)]
+    for optimizer in optimizers[:1]:
+        (param,) = optimizer.param_groups[0]["params"]
+        optimizer.step(closure_of(optimizer, lambda p=param: (p * p).sum()))
+    one, other = optimizers
+    other.load_state_dict(one.state_dict())
+    assert other.state_dict() == one.state_dict()
+    assert one.state_dict()["state"] == {0: {"func_evals": 1, "n_iter": 0}}

@@ -226,7 +226,7 @@ def test_defaults_and_keys_of_groups(name: str) -> None:
         listed = other.keys() - more
         assert one.keys() == (other.keys() | more if held == "defaults" else listed)
         kinds = {key: (type(value), value) for key, value in one.items() if key in other}
-        assert kinds == {key: (type(value), value) for key, value in other.items()}
+        assert kinds == {k: (type(v), v) for k, v in other.items() if k in one}
     (group,) = ours.param_groups
     assert all(group[key] == ours.defaults[key] == group.get(key, ...) for key in more)
 

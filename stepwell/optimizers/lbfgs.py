@@ -191,7 +191,8 @@ class LBFGS(Optimizer):
                 state["resting"] = objective.resting
                 start, t = _set_out(history, group, state, point, anew)
                 objective.leave_resting(state["d"])
-                if start.slope >= -tolerance or t == 0:
+                # whatever the tolerance, there is no step without a slope
+                if start.slope >= min(-tolerance, 0.0) or t == 0:
                     return
                 line = Line(objective, state["d"], start, tolerance)
                 search = strong_wolfe if group["line_search_fn"] else first_finite if left else leap
@@ -274,7 +275,6 @@ class LBFGS(Optimizer):
         return {**kept, "state": defaultdict(dict, self._saved_state())}
 
     def __copy__(self) -> LBFGS:
-        # a shallow copy shares the state
         new = type(self).__new__(type(self))
         new.__setstate__({**self.__getstate__(), "state": self.state})
         return new
@@ -282,7 +282,8 @@ class LBFGS(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         group = state["param_groups"][0]
         entry = state["state"].get(group["params"][0]) if group["params"] else None
-        if entry:
+        # without an iteration there is nothing to recall
+        if entry and entry.get("n_iter") != 0:
             self._recall(entry, empty_vector(_unique(group["params"])), group["history_size"])
         super().__setstate__(state)
 
@@ -368,7 +369,7 @@ def _set_out(
 
 def _cautious(grad: Tensor) -> float:
     """The scale of a step of size 1 at most, where nothing is known."""
-    return min(1.0, 1.0 / sum_of_sizes(grad))
+    return 1.0 / max(1.0, sum_of_sizes(grad))
 
 
 def _go(line: Line, search: Search, t: float, budget: int, state: dict[str, Any]) -> Point:
