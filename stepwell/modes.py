@@ -14,7 +14,7 @@ __all__ = ["as_around", "is_inference", "undisturbed", "without_autocast"]
 
 def is_inference(tensors: Iterable[Tensor]) -> bool:
     """Whether one of these was made in inference mode, and can be written to in that mode only."""
-    return any(tensor.is_inference() for tensor in tensors)
+    return any(map(Tensor.is_inference, tensors))
 
 
 @contextmanager

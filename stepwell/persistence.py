@@ -125,6 +125,11 @@ class Persistence(Hooks):
         for hook in self._hooks("load_state_dict_pre"):
             replaced = hook(self, given)
             given = given if replaced is None else replaced
+        # what is made in inference mode could not be written to outside of it
+        with torch.inference_mode(False):
+            return self._checked_load(given, strict, policy)
+
+    def _checked_load(self, given: Any, strict: bool, policy: Policy) -> Loading:
         saved = read(given, policy.owner)
         matched = match(policy.owner, self.param_groups, saved.groups, strict)
         sources = [None if i is None else saved.groups[i] for i in matched.groups]

@@ -22,6 +22,7 @@ from .hyperparameters import Hyperparameters
 from .inspection import CAPTURABLE, Group, Inspection, Row
 from .language import Formula, Program
 from .language.number import is_fake
+from .modes import is_inference
 from .native.identity import checks
 from .native.overlap import sharing
 from .native.uploads import is_capturing
@@ -90,10 +91,11 @@ class Plan:
         self._devices = {device for device in devices if device.type in CAPTURABLE}
         if any(map(is_capturing, self._devices)):
             self._refuse_to_be_captured()
-        # what is made in inference mode could not be written to outside of it
+        # state that is made in inference mode could not be written to outside of it
         with torch.inference_mode(False):
             cohorts = self._form_cohorts(rows, static)
             self._launches: list[Launch] = list(map(launched, cohorts))
+        self._inference = is_inference(row.param for row in rows)
         self._waits = not all(launch.stays_on_device for launch in self._launches)
         self._skips = False
         placed = {id(row.param) for row in rows}
@@ -222,8 +224,8 @@ class Plan:
         """Update all parameters."""
         if self._skips:
             return
-        if torch.is_inference_mode_enabled():
-            with torch.inference_mode(False):
+        if torch.is_inference_mode_enabled() is not self._inference:
+            with torch.inference_mode(self._inference):
                 self.run()
             return
         found: list[Any] = []

@@ -6,8 +6,8 @@ import copy
 import gc
 import math
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -18,6 +18,7 @@ from stepwell.optimizers.lbfgs import LBFGS
 
 from .shell_cases import assert_same, refused, snapshot
 from .test_lbfgs import closure_of, each_search, quadratic, rosenbrock, state_of, values
+from .test_modes import AROUND
 
 
 def walked(optimizer: Any, loss: Callable[[], Tensor], around: Any = nullcontext) -> Any:
@@ -30,26 +31,6 @@ def walked(optimizer: Any, loss: Callable[[], Tensor], around: Any = nullcontext
         for _ in range(2):
             optimizer.step(closure)
     return values(optimizer), optimizer.state_dict()["state"]
-
-
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-AROUND: dict[str, Callable[[], Any]] = {
-    "another device": lambda: torch.device("meta"),
-    "float64": lambda: default_dtype(torch.float64),
-    "float16": lambda: default_dtype(torch.float16),
-    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
-    "no gradients": torch.no_grad,
-    "inference": torch.inference_mode,
-}
 
 
 @each_search

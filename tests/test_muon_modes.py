@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from stepwell.optimizers.muon import Muon
 
 from .processes import WORLD, in_processes
 from .shell_cases import assert_same, fill_grads, refused, snapshot, train, weights
-from .test_lbfgs_modes import default_dtype
+from .test_modes import AROUND
 
 SHAPES = ((4, 6), (4, 6), (6, 4), (3, 4, 2))
 DTYPES = {"ns_dtype": "float32"}, {"ns_dtype": "bfloat16"}
@@ -39,16 +38,6 @@ def moved(around: Any = nullcontext, shapes: Any = SHAPES, **options: Any) -> An
         with around():
             optimizer.step()
     return [p.detach() for p in params], optimizer.state_dict()["state"]
-
-
-AROUND: dict[str, Callable[[], Any]] = {
-    "another device": lambda: torch.device("meta"),
-    "float64": lambda: default_dtype(torch.float64),
-    "float16": lambda: default_dtype(torch.float16),
-    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
-    "gradients": torch.enable_grad,
-    "inference": torch.inference_mode,
-}
 
 
 @pytest.mark.parametrize("around", AROUND.values(), ids=[*AROUND])
