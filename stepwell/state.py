@@ -28,7 +28,10 @@ def create_state(
         follows = not slot.scalar or keeps_numbers_on_device(program, group)
         home = param.device if follows else torch.device("cpu")
         if isinstance(value, Tensor):
-            if value.device != home:
+            if slot.scalar and value.dtype not in (torch.float32, torch.float64):
+                # in half precision a count would stand still at 256, or at 2048
+                made[name] = value.to(home, _scalar_dtype())
+            elif value.device != home:
                 made[name] = value.to(home)
             elif is_expanded(value):
                 # put in by hand: what is written to one element would be written to others

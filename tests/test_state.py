@@ -9,7 +9,7 @@ import torch
 
 import stepwell
 
-from .cases import PLAIN, Case, named, parameters, set_grads, train
+from .cases import PLAIN, REQUESTS, Case, named, parameters, set_grads, train
 from .compare import assert_same_training, everything
 
 SHAPES = ((7,), (), (4, 3), (0,))
@@ -106,3 +106,28 @@ def test_parameters_and_state_are_swapped_in_and_back(case: Case) -> None:
     reference = train(case.make, parameters(SHAPES, torch.float32), 3)
     for other, param in zip(others, reference.param_groups[0]["params"], strict=True):
         assert torch.equal(other, param)
+
+
+@pytest.mark.parametrize("request_", REQUESTS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int64])
+@pytest.mark.parametrize("case", **named(PLAIN))
+def test_numbers_are_not_kept_in_half_precision(
+    case: Case, dtype: torch.dtype, request_: str
+) -> None:
+    """A count put in by hand, as by a cast of the whole state, would stand still at 256."""
+    made = []
+    for kind in (dtype, torch.float32):
+        [param] = parameters(((4, 6),), torch.float32)
+        optimizer = case.make([param], **REQUESTS[request_])
+        set_grads([param], 0)
+        optimizer.step()
+        state = optimizer.state[param]
+        for name, value in state.items():
+            if not value.dim():
+                state[name] = torch.tensor(4096 if name == "step" else 1, dtype=kind)
+        for step in range(2):
+            set_grads([param], step)
+            optimizer.step()
+        assert state.get("step", 4098) == 4098
+        made.append(optimizer)
+    assert_same_training(*made, f"{case.name}: numbers in {dtype}")
