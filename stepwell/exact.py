@@ -48,9 +48,10 @@ class ExactCopies:
     replace these. A copy that was written to holds as a whole.
     """
 
-    def __init__(self) -> None:
-        self._copies: dict[int, Tensor] = {}
+    def __init__(self, copies: Mapping[int, Tensor] | None = None) -> None:
+        self._copies: dict[int, Tensor] = dict(copies or {})
         self._versions: dict[int, int] = {}
+        self.note()
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         # the versions of a copied tensor count anew
@@ -97,8 +98,7 @@ class ExactCopies:
 
     def loaded(self, values: Mapping[int, Tensor], tensors: Sequence[Tensor]) -> ExactCopies:
         """The copies once these values are loaded into these tensors; self stays as it is."""
-        made = ExactCopies()
-        made._copies = dict(self._copies)
+        made = ExactCopies(self._copies)
         for place, value in values.items():
             tensor = tensors[place]
             with torch.inference_mode(False), torch.no_grad():

@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel as TorchAveragedModel
 
 from .batch_statistics import update_bn as update_bn
 from .cohort import PLAIN_TYPES
+from .compiling import outside_graphs
 from .exact import ExactCopies, is_inexact, needs_copy
 from .lr_scheduler.swalr import SWALR as SWALR
 from .native.overlap import overlapping
@@ -180,9 +181,12 @@ class AveragedModel(TorchAveragedModel):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        # earlier versions lack it
-        vars(self).setdefault("_exact", ExactCopies())
+        if "_exact" not in vars(self):
+            # pickled by an earlier version
+            self._exact = ExactCopies(vars(self).pop("_wide", None))
+            self.register_state_dict_post_hook(_with_exact_values)  # type: ignore[no-untyped-call]
 
+    @outside_graphs
     @torch.no_grad()
     def update_parameters(self, model: Module) -> None:
         """Take in the model as it is now; this never waits for a device after the first time.

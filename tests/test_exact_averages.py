@@ -139,6 +139,33 @@ def test_a_resumed_average_goes_on_to_the_bit(
     assert not torch.equal(resumed.module[0].weight, start)
 
 
+def test_averages_that_an_earlier_version_has_pickled_go_on() -> None:
+    model = _model()
+    through, old = _averaged(model), _averaged(model)
+    _train(model, through, old)
+    through.multi_avg_fn = old.multi_avg_fn = None
+    # which had the copies under another name, and no hook
+    vars(old)["_wide"] = vars(old).pop("_exact")._copies
+    old._state_dict_hooks.clear()
+    resumed = pickle.loads(pickle.dumps(old))
+    _train(model, through, resumed)
+    _assert_alike(resumed, through)
+
+
+def test_updates_in_compiled_code_are_those_without_it() -> None:
+    """A graph is left for them: each tensor would be compiled by itself."""
+    model = _model()
+    plain, averaged = _averaged(model), _averaged(model)
+    frames = torch._dynamo.utils.counters["frames"]
+    before = frames["total"]
+    update = torch.compile(lambda: averaged.update_parameters(model), backend="eager")
+    for _ in range(3):
+        _train(model, plain, steps=1)
+        update()
+    _assert_alike(averaged, plain)
+    assert frames["total"] - before <= 1
+
+
 @pytest.mark.parametrize("package", [ours, theirs])
 @pytest.mark.parametrize("dtype", **named(HALF))
 def test_torch_rounds_what_it_loads_to_what_the_module_holds(
