@@ -13,7 +13,7 @@ from ..compiling import skipped
 from .composite import Composite, common_optimizer, follow, start_anew, take
 from .curvelr import CurveLR, is_above, moved
 from .curves import Curve
-from .hyperparameters import Number, read, write
+from .hyperparameters import Groups, Number, read, write
 from .watch import check_order, copied, move_on, watch
 
 
@@ -80,13 +80,14 @@ class ChainedScheduler(Composite):
         for part in self._schedulers:
             part.last_epoch = step
             part._step_count += 1
-            part._last_lr = [copied(rate) for rate in read(groups, "lr")]
+            part._last_lr = part._rates_now()
         move_on(self.optimizer)
 
-    def _follow_groups(self) -> None:
+    def _follow_groups(self) -> Groups:
         groups, known = self.optimizer.param_groups, len(self._last_lr)
-        others = read(groups[:known], "lr")
-        for group in groups[known:]:
+        joined = groups[known:]
+        others = read(groups[:known], "lr") if joined else []
+        for group in joined:
             if "initial_lr" not in group:
                 # each of the parts would take all of the rate for its own
                 first, share = self._share(group)
@@ -96,6 +97,7 @@ class ChainedScheduler(Composite):
                     group["initial_lr"] = first["initial_lr"] * share
         for part in self._schedulers:
             follow(part)
+        return groups
 
     def _initial_step(self) -> None:
         self._start_anew()

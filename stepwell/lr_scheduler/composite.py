@@ -49,7 +49,7 @@ class Composite(LRScheduler):
             self.step()
             return
         self._take_state({"last_epoch": epoch})
-        self._write(self._values_at(epoch))
+        self._write(self._values_at(epoch), self.optimizer.param_groups)
 
 
 def follow(part: Any) -> None:

@@ -86,11 +86,12 @@ def _prepared(
     if len(values) != len(groups) or not groups:
         raise ValueError(f"{name}: got {len(values)} values for {len(groups)} groups")
     key, index = _split(name)
-    if type(values) is not Floats and not PLAIN.issuperset(map(type, values)):
+    is_plain = type(values) is Floats or are_plain(values)
+    if not is_plain:
         values = list(map(copied, values))
     whole: Sequence[Any] = values
     if index is not None:
-        tuples = _with_item(made.get(key) or read(groups, key), index, values)
+        tuples = _with_item(made.get(key) or read(groups, key), index, values, is_plain)
         if tuples is None:
             return key, values, _Filler(index)
         whole = tuples
@@ -105,11 +106,11 @@ def _prepared(
 
 
 def _with_item(
-    held: Sequence[tuple[Number, ...]], index: int, values: Sequence[Number]
+    held: Sequence[tuple[Number, ...]], index: int, values: Sequence[Number], is_plain: bool
 ) -> list[tuple[Number, ...]] | None:
     """Tuples in which one item is replaced, as in betas; None if that item is a Tensor."""
     first, count = held[0], len(held)
-    if holds_tensors(values) and not holds_tensors([items[index] for items in held]):
+    if not is_plain and not holds_tensors([items[index] for items in held]):
         # either all items of a tuple are Tensors or none
         values = [value.item() if isinstance(value, Tensor) else value for value in values]
     if type(first[index]) is float and held.count(first) == values.count(values[0]) == count:
@@ -143,6 +144,11 @@ class _Filler:
             return
         with torch.no_grad():
             held.fill_(value.squeeze() if isinstance(value, Tensor) else value)
+
+
+def are_plain(values: Sequence[Any]) -> bool:
+    """Whether all values are numbers of Python's own."""
+    return PLAIN.issuperset(map(type, values))
 
 
 def holds_tensors(values: Sequence[Any]) -> bool:

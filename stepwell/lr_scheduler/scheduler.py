@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler as TorchLRScheduler
 
 from ..compiling import skipped
 from ..language.fields import Field, Range
-from .hyperparameters import Floats, Number, holds, holds_tensors, read, write
+from .hyperparameters import Floats, Groups, Number, are_plain, holds, read, write
 from .stored import as_state, check_kinds
 from .watch import check_order, copied, loads, look, meant_values, move_on, settle, snapshot, watch
 
@@ -140,12 +140,12 @@ class LRScheduler(TorchLRScheduler):
     def _update_lr(self, epoch: int | None = None) -> None:
         if epoch is not None:
             require_epoch(epoch, type(self).__name__)
-        self._follow_groups()
+        groups = self._follow_groups()
         before = self.last_epoch
         self.last_epoch = before + 1 if epoch is None else epoch
         self._get_lr_called_within_step = True
         try:
-            self._write(self._next_values() if epoch is None else self._closed_values())
+            self._write(self._next_values() if epoch is None else self._closed_values(), groups)
         except BaseException:
             self.last_epoch = before
             raise
@@ -159,22 +159,23 @@ class LRScheduler(TorchLRScheduler):
         closed = getattr(self, "_get_closed_form_lr", None)
         return self._next_values() if closed is None else {"lr": closed()}
 
-    def _write(self, values: Mapping[str, Sequence[Number]]) -> None:
+    def _write(self, values: Mapping[str, Sequence[Number]], groups: Groups) -> None:
         try:
-            written = write(self.optimizer.param_groups, values).get("lr")
+            written = write(groups, values).get("lr")
         except (ValueError, TypeError) as error:
             place = f"{type(self).__name__} leads there at step {self.last_epoch}"
             raise type(error)(f"{error} ({place})") from None
         if type(written) is Floats:
             # by the closed form: the next step need not look at each of them
             self._last_lr = self._written = list(written)
-        elif written and not holds_tensors(written):
+        elif written and are_plain(written):
             self._last_lr = list(written)
         else:
             self._last_lr = self._rates_now()
 
     def _rates_now(self) -> list[Number]:
-        return list(map(copied, read(self.optimizer.param_groups, "lr")))
+        rates = read(self.optimizer.param_groups, "lr")
+        return rates if are_plain(rates) else list(map(copied, rates))
 
     def _warn_outside_of_step(self) -> None:
         if not self._get_lr_called_within_step:
@@ -189,8 +190,8 @@ class LRScheduler(TorchLRScheduler):
     def _initial_rates(self) -> list[Number]:
         return self.base_lrs
 
-    def _follow_groups(self) -> None:
-        """Take in groups that joined, left, or were loaded since the latest step."""
+    def _follow_groups(self) -> Groups:
+        """Take in groups that joined, left, or were loaded since the latest step; return all."""
         groups = self.optimizer.param_groups
         known = len(self.base_lrs)
         if len(groups) > known:
@@ -198,6 +199,7 @@ class LRScheduler(TorchLRScheduler):
                 self._join(group)
         if len(groups) < known or self._loads_seen not in (None, loads(self.optimizer)):
             self._take_base_rates()
+        return groups
 
     def _join(self, group: dict[str, Any]) -> None:
         """Take in a group, which goes on from its own rate."""
@@ -311,7 +313,7 @@ class LRScheduler(TorchLRScheduler):
                 read([group], name)[0] if holds(group, name) else value
                 for group, value in zip(meant, held, strict=True)
             ]
-        self._write(values)
+        self._write(values, groups)
 
     def _values_of(self, state: Mapping[str, Any]) -> dict[str, list[Number]]:
         """What belongs to a state that has just been taken over."""

@@ -11,8 +11,8 @@ from ..compiling import skipped
 from .composite import Composite, common_optimizer, follow, start_anew, take, values_at
 from .curves.composition import active, whole
 from .curves.multi_step import ascending
-from .hyperparameters import Number, write
-from .scheduler import LAST_EPOCH
+from .hyperparameters import Groups, Number, write
+from .scheduler import LAST_EPOCH, LRScheduler
 from .watch import copied, settle, watch
 
 
@@ -75,13 +75,15 @@ class SequentialLR(Composite):
             follow(part)
             part._update_lr(0)
         else:
-            follow(part)
+            if not isinstance(part, LRScheduler):
+                follow(part)
             part.step()
         self.last_epoch += 1
         self._last_lr = list(part.get_last_lr())
 
-    def _follow_groups(self) -> None:
+    def _follow_groups(self) -> Groups:
         follow(self._active(max(self.last_epoch, 0))[0])
+        return self.optimizer.param_groups
 
     def _initial_step(self) -> None:
         self._start_anew()

@@ -52,4 +52,4 @@ class StepLR(CurveLR):
     @property
     def curve(self) -> Curve:
         """The curve of its present arguments."""
-        return remade(step, whole(self.step_size), self.gamma)
+        return remade(step, self.step_size, self.gamma)

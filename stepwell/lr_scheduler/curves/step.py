@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...language.fields import Field, Range
-from .composition import GAMMA, LASTING, Curve, power
+from .composition import GAMMA, LASTING, Curve, power, whole
 
 
 @dataclass(frozen=True, repr=False)
@@ -26,6 +26,10 @@ class step(Curve):  # noqa: N801
     step_size: int
     gamma: float = 0.1
     steps: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "step_size", whole(self.step_size))
+        super().__post_init__()
 
     checks = (Field("step_size", None, "integer", Range(1)), GAMMA, LASTING)
 
