@@ -72,6 +72,10 @@ class Hooks:
         return list(hooks.values())
 
     def _register(self, kind: str, hook: Any, prepend: bool = False) -> RemovableHandle:
+        if not callable(hook):
+            raise TypeError(
+                f"{type(self).__name__}.register_{kind}_hook: hook must be a function, got {hook!r}"
+            )
         hooks = getattr(self, f"_optimizer_{kind}_hooks")
         handle = RemovableHandle(hooks)
         hooks[handle.id] = hook

@@ -199,6 +199,10 @@ class Inspection:
             value = have.get(key)
             if value is not None and not slot.scalar:
                 self._check_kind(row, key, value)
+            if slot.scalar and not (value is None or isinstance(value, (int, float, Tensor))):
+                raise ValueError(
+                    f"{name}: state[{key!r}] of {self._where(row)} must be a number, got {value!r}"
+                )
             if isinstance(value, Tensor) and value.layout is not torch.strided:
                 raise ValueError(
                     f"{name}: state[{key!r}] of {self._where(row)} has layout {value.layout}; "

@@ -7,7 +7,7 @@ here, once.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
 import torch
@@ -28,12 +28,13 @@ from .backends import import_unseen
 from .cohort import Scaling, local_part
 from .compiling import outside_graphs
 from .declaration import Declaration, Flags, declare
+from .held_groups import check_groups
 from .hooks import hooked, profiled
 from .hyperparameters import is_elsewhere
 from .inspection import check_dense
 from .language import Formula, Transform, program_for
 from .matching import LoadReport
-from .param_groups import add_group, as_groups, check_groups
+from .param_groups import add_group, as_groups
 from .persistence import Persistence
 from .plan import Plan, Stepper
 from .rehearsal import initial_state, is_rehearsal
@@ -178,6 +179,11 @@ class Optimizer(Persistence, Flags, TorchOptimizer):  # type: ignore[misc]
         """
         loss = None
         if closure is not None:
+            if not callable(closure):
+                raise TypeError(
+                    f"{type(self).__name__}.step: closure must be a function that computes the "
+                    f"loss and the gradients, got {type(closure).__name__}"
+                )
             with torch.enable_grad():
                 loss = closure()
         self._prepare()()
@@ -217,7 +223,7 @@ class Optimizer(Persistence, Flags, TorchOptimizer):  # type: ignore[misc]
     def _prepare_anew(self, scaling: Scaling) -> Callable[[], None]:
         if profiler._is_profiler_enabled:
             import_unseen()
-        check_groups(self.param_groups, self.declaration)
+        self._check_held()
         self._drop_orphans()
         if self._held is None and scaling is UNSCALED and self._rehearses():
             return _rest
@@ -229,6 +235,15 @@ class Optimizer(Persistence, Flags, TorchOptimizer):  # type: ignore[misc]
             )
         self._held = (plan, self.param_groups, self.state)
         return plan.run
+
+    def _check_held(self) -> None:
+        """Look at what others may have assigned to the optimizer."""
+        check_groups(self.param_groups, self.declaration)
+        if not isinstance(self.state, MutableMapping):
+            raise TypeError(
+                f"{type(self).__name__}: state must be a dict with an entry for each parameter, "
+                f"got {type(self.state).__name__}"
+            )
 
     def _rehearses(self) -> bool:
         """Make the state that this step was taken for, if it was taken for nothing else."""
@@ -306,12 +321,14 @@ class Optimizer(Persistence, Flags, TorchOptimizer):  # type: ignore[misc]
         formula = self._state_formula()
         if formula is None:
             return
+        self._check_held()
         for index, group in enumerate(self.param_groups):
             for param in group["params"]:
                 check_dense(type(self).__name__, param, f"group {index}")
                 program = program_for(formula, group, ndim=param.dim())
+                have = self.state.setdefault(param, {})
                 with torch.inference_mode(False):
-                    self.state[param].update(create_state(program, group, param, self.state[param]))
+                    have.update(create_state(program, group, param, have))
 
     def _state_formula(self) -> Formula | None:
         """What declares the state, for making and loading it; None if nothing does."""
@@ -339,7 +356,9 @@ class Optimizer(Persistence, Flags, TorchOptimizer):  # type: ignore[misc]
         for index, group in enumerate(self.param_groups):
             # as torch prints it, an empty line between groups included
             lines += ["", f"Parameter Group {index}"] if index else ["Parameter Group 0"]
-            lines += [f"    {key}: {group[key]}" for key in sorted(group) if key != "params"]
+            lines += [
+                f"    {key}: {group[key]}" for key in sorted(group, key=str) if key != "params"
+            ]
         if self._held is not None:
             names = dict.fromkeys(line.partition(":")[0] for line in self._held[0].describe())
             lines.append(f"Backend: {', '.join(names) or 'none, no parameter has a gradient'}")

@@ -27,10 +27,8 @@ __all__ = [
     "add_group",
     "as_groups",
     "check_company",
-    "check_groups",
     "check_param",
     "check_waiting",
-    "checked_group",
     "params_of",
 ]
 
@@ -237,54 +235,6 @@ def check_waiting(groups: Iterable[Any]) -> None:
             group.check_waiting()
 
 
-def checked_group(group: Any, declaration: Declaration, index: int) -> Any:
-    """The group as one that checks what is written to it, if there is anything to check."""
-    if not declaration.fields or (type(group) is Group and group.belongs_to(declaration)):
-        return group
-    known = {name: f.default for name, f in declaration.fields.items()}
-    return Group({**known, **group}, declaration, index)
-
-
-def check_groups(groups: Any, declaration: Declaration) -> None:
-    """Look at the groups before a step, for those that were put into `param_groups` by hand.
-
-    They stay the dicts that they are, since others may hold on to them; a value of another type
-    that means the same, such as a list for a tuple, is replaced.
-
-    Raises:
-        TypeError, ValueError, KeyError: one of them is no group of this rule; nothing is changed
-    """
-    if not isinstance(groups, (list, tuple)):
-        kind = type(groups).__name__
-        raise TypeError(f"{declaration.owner}: param_groups must be a list of dicts, got {kind}")
-    changes = [_replacements(group, declaration, i) for i, group in enumerate(groups)]
-    for group, new in zip(groups, changes, strict=True):
-        if new:
-            dict.update(group, new)
-
-
-def _replacements(group: Any, declaration: Declaration, index: int) -> dict[str, Any]:
-    """What in a group must become another value; nothing for one that checks its own."""
-    place = f"{declaration.owner}, group {index}"
-    if not isinstance(group, dict):
-        raise TypeError(f"param_group must be a dict, but got {type(group)} ({place})")
-    params = params_of(group, place)["params"]
-    for i, param in enumerate(params):
-        if not isinstance(param, Tensor):
-            check_param(param, f"{place}, parameter {i}", differentiable=False)
-    new = {} if type(group["params"]) is list else {"params": params}
-    if not declaration.fields or (type(group) is Group and group.belongs_to(declaration)):
-        return new
-    lacks = [n for n, f in declaration.fields.items() if n not in group and not f.unlisted]
-    if lacks:
-        raise ValueError(
-            "parameter group didn't specify a value of required optimization parameter "
-            f"{', '.join(lacks)} ({place}: use add_param_group, which fills in what is missing)"
-        )
-    full = declaration.complete(group, {}, index)
-    return {k: full[k] for k, value in group.items() if full[k] is not value} | new
-
-
 def as_groups(params: Any, owner: str) -> list[Any]:
     """The constructor's `params` as a list of groups, which are yet to be checked."""
     if isinstance(params, (set, frozenset)):
@@ -373,6 +323,10 @@ def params_of(group: Mapping[str, Any], place: str) -> dict[str, Any]:
     named = [item for item in items if isinstance(item, tuple)]
     if not named:
         names = group.get("param_names")
+        if names is not None and not (
+            isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
+        ):
+            raise TypeError(f"{place}: param_names must be a list of str, got {names!r:.60}")
         if names is not None and len(names) != len(items):
             raise ValueError(
                 "all optimizer params should be with/without names. Some param names are missing "

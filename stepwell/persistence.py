@@ -14,10 +14,10 @@ from torch import Tensor
 
 from .compiling import ParamGroups, outside_graphs
 from .declaration import Declaration
+from .held_groups import checked_group
 from .hooks import KINDS, Hooks
 from .language import Formula, program_for
 from .matching import LoadReport, match, refusal
-from .param_groups import checked_group
 from .state_dict import Layout, Loading, Policy, load_group, load_state, pack, read
 
 __all__ = ["Persistence"]

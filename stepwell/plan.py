@@ -134,7 +134,8 @@ class Plan:
 
     def _state_of(self, row: Row) -> dict[str, Any]:
         """The state of a parameter; one that needs none gets no entry in the optimizer's."""
-        return self._state[row.param] if row.program.slots else self._state.get(row.param, {})
+        find = self._state.setdefault if row.program.slots else self._state.get
+        return find(row.param, {})
 
     def _prepare_state(self, rows: list[Row]) -> npt.NDArray[np.bool_]:
         """Create what is missing, move what lies elsewhere; which rows share memory."""

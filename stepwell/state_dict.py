@@ -137,8 +137,20 @@ class Policy:
         return dtype.to_complex() if value.is_complex() else dtype.to_real()
 
     def defers(self, value: Tensor) -> bool:
-        """Whether this tensor has no values yet."""
+        """Whether this tensor has no values yet, as may be."""
         return self.deferred and value.is_meta
+
+    def check_values(self, value: Tensor, param: Tensor) -> None:
+        """Refuse a tensor without values where they are needed.
+
+        Raises:
+            ValueError: it lies on the meta device, and its parameter does not
+        """
+        if value.is_meta and not (param.is_meta or self.deferred):
+            raise ValueError(
+                f"{self.owner}: the state dict has a tensor of shape {tuple(value.shape)} on the "
+                "meta device, where tensors have no values; load those first"
+            )
 
 
 def _is_inexact(value: Tensor) -> bool:
@@ -158,7 +170,8 @@ def load_group(owned: Group, saved: Group | None) -> dict[str, Any]:
     names = saved.get("param_names")
     absent = [name for transform in _absent(saved, owned) for name in transform.fields]
     kept = {"params", *EXECUTION, *absent}
-    if "param_names" in owned or names is None or len(names) != len(owned["params"]):
+    are_names = isinstance(names, (list, tuple)) and len(names) == len(owned["params"])
+    if "param_names" in owned or not are_names:
         kept.add("param_names")
     taken = {k: _beside(value, owned.get(k)) for k, value in saved.items() if k not in kept}
     return {**owned, **taken}
@@ -276,7 +289,7 @@ def _without_absent(entry: Any, source: Group, layout: Layout | None) -> Any:
 
 def _fit(entry: Any, place: Place, source: Group, layout: Layout | None) -> tuple[LoadReport, bool]:
     """What is wrong with the saved state of one parameter, and whether all its rule needs fits."""
-    if layout is None or not entry:
+    if layout is None or entry == {}:
         return LoadReport(), True
     if not isinstance(entry, Mapping):
         words = f"{place.label}: state must be a dict, got {entry!r:.40}"
@@ -367,6 +380,7 @@ def _number_dtype() -> torch.dtype:
 
 def _copy_tensor(value: Tensor, param: Tensor, policy: Policy, wide: bool) -> Tensor:
     """A copy in the layout of the parameter; what is `wide` is never in half precision."""
+    policy.check_values(value, param)
     dtype = policy.dtype_of(value, param)
     dtype = torch.promote_types(dtype, torch.float32) if wide else dtype
     if value.layout is not torch.strided:
@@ -380,6 +394,7 @@ def _copy_tensor(value: Tensor, param: Tensor, policy: Policy, wide: bool) -> Te
 
 
 def _copied_to(value: Tensor, param: Tensor, policy: Policy, dtype: torch.dtype) -> Tensor:
+    policy.check_values(value, param)
     if policy.defers(value):
         return torch.empty_like(value, dtype=dtype, device=param.device)
     return value.detach().to(device=param.device, dtype=dtype, copy=True)

@@ -173,3 +173,94 @@ def test_some_groups_have_a_key_that_torch_lacks() -> None:
     torch.testing.assert_close(found, expected)
     with pytest.raises(KeyError):
         optimizer.param_groups[0]["no_such_key"]
+
+
+# What else is put into an optimizer by hand
+
+
+def test_a_plain_dict_of_state() -> None:
+    """`optimizer.state = {}` is how some begin anew."""
+    params = weights()
+    optimizer = stepwell.AdamW(params, lr=0.1)
+    fill_grads(params, 0)
+    optimizer.step()
+    optimizer.state = {}
+    optimizer.step()
+    assert [state["step"] for state in optimizer.state.values()] == [1] * len(params)
+    optimizer.state = {}
+    optimizer.init_state()
+    assert [state["step"] for state in optimizer.state.values()] == [0] * len(params)
+
+
+def _with_state(value: Any) -> Any:
+    params = weights()
+    optimizer = stepwell.AdamW(params, lr=0.1)
+    fill_grads(params, 0)
+    optimizer.step()
+    optimizer.state[params[0]]["step"] = value
+    return optimizer
+
+
+def _saved(**changes: Any) -> dict[str, Any]:
+    optimizer = stepwell.AdamW(weights(), lr=0.1)
+    optimizer.init_state()
+    saved: dict[str, Any] = optimizer.state_dict()
+    saved["state"][0] = changes.pop("state", saved["state"][0])
+    saved["param_groups"][0].update(changes)
+    return saved
+
+
+def _load(saved: dict[str, Any]) -> None:
+    stepwell.AdamW(weights(), lr=0.1).load_state_dict(saved)
+
+
+def _assign_state(value: Any) -> None:
+    optimizer = stepwell.AdamW(weights(), lr=0.1)
+    optimizer.state = value
+    optimizer.step()
+
+
+SAID: dict[str, tuple[Callable[[], Any], str]] = {
+    "closure": (
+        lambda: stepwell.AdamW(weights()).step(3),  # type: ignore[call-overload]
+        "AdamW.step: closure must be a function that computes the loss and the gradients, got int",
+    ),
+    "hook": (
+        lambda: stepwell.AdamW(weights()).register_step_pre_hook(3),  # type: ignore[arg-type]
+        "AdamW.register_step_pre_hook: hook must be a function, got 3",
+    ),
+    "names": (
+        lambda: stepwell.AdamW([{"params": weights(), "param_names": 3}]),
+        "AdamW, group 0: param_names must be a list of str, got 3",
+    ),
+    "state": (lambda: _assign_state(None), "AdamW: state must be a dict with an entry for each"),
+    "count": (
+        lambda: _with_state("many").step(),
+        "AdamW: state['step'] of group 0, parameter 0 must be a number, got 'many'",
+    ),
+    "entry": (lambda: _load(_saved(state=None)), "AdamW: the loaded state dict does not fit"),
+    "meta": (
+        lambda: _load(_saved(state={k: _meta(k) for k in ("step", "exp_avg", "exp_avg_sq")})),
+        "AdamW: the state dict has a tensor of shape",
+    ),
+}
+
+
+def _meta(name: str) -> torch.Tensor:
+    return torch.ones(()) if name == "step" else weights()[0].detach().to("meta")
+
+
+@pytest.mark.parametrize("what", SAID)
+def test_what_is_said(what: str) -> None:
+    call, words = SAID[what]
+    assert str(refused(call)).startswith(words)
+
+
+def test_names_of_another_kind_in_a_state_dict_are_no_names() -> None:
+    _load(_saved(param_names=3))
+
+
+def test_keys_of_any_kind_are_printed() -> None:
+    optimizer = stepwell.SGD(weights())
+    optimizer.param_groups[0][5] = "five"  # type: ignore[index]
+    assert "    5: five" in repr(optimizer)
