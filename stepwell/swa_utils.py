@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Module
+from torch.optim.swa_utils import PARAM_LIST as PARAM_LIST
 from torch.optim.swa_utils import AveragedModel as TorchAveragedModel
 
 from .batch_statistics import update_bn as update_bn

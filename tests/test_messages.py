@@ -266,6 +266,10 @@ UNMET = {
 }
 
 
+if INSTALLED < (2, 13):
+    UNMET["dtype is needed to compute eps1"] = "of itself"
+
+
 def _raised_by_torch() -> dict[tuple[str, int], str]:
     """The `raise` statements of the classes' modules, by file and line."""
     found = {}

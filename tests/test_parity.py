@@ -36,6 +36,9 @@ def _public(name: str) -> Any:
     return getattr(torch.optim, name)
 
 
+# torch 2.11's own SparseAdam warns
+pytestmark = pytest.mark.filterwarnings("ignore:.*Sparse invariant")
+
 WITH_BASE = [*CLASSES, "Optimizer"]
 
 

@@ -108,7 +108,8 @@ def test_torchs_words_come_first(make):
     before = copy.deepcopy(held.state_dict()) if "resume" not in str(theirs) else None
     ours = refusal(make, lr_scheduler, held)
     assert isinstance(ours, type(theirs))
-    first = str(theirs.args[0]).splitlines()[0].strip().removesuffix(".")
+    # torch 2.11 wrote "must by one of"
+    first = str(theirs.args[0]).splitlines()[0].strip().removesuffix(".").replace("t by", "t be")
     # an optimizer is printed with its momentum in both, and nothing else varies
     assert str(ours.args[0]).startswith(first)
     assert before is None or composites_aside(held, before)

@@ -1,5 +1,7 @@
 """Schedules: curves, each a pure function of the step, behind torch's stateful interface."""
 
+from torch.optim.lr_scheduler import EPOCH_DEPRECATION_WARNING as EPOCH_DEPRECATION_WARNING
+
 from .chainedscheduler import ChainedScheduler as ChainedScheduler
 from .constantlr import ConstantLR as ConstantLR
 from .cosineannealinglr import CosineAnnealingLR as CosineAnnealingLR

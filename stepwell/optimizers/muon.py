@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass
 from functools import cache, cached_property
-from itertools import groupby, islice
+from itertools import groupby, islice, repeat
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
@@ -354,7 +354,11 @@ def _directions(run: list[Piece], dtype: torch.dtype) -> list[Tensor]:
     grads = [piece.grad.to(piece.buffer.dtype) for piece in run]
     torch._foreach_lerp_(buffers, grads, 1 - momentum)
     if run[0].settings.nesterov:
-        buffers = list(torch._foreach_lerp(grads, buffers, momentum))
+        if is_sharded(run[0].param):
+            # torch 2.11 has no rule for a list of distributed tensors
+            buffers = list(map(torch.lerp, grads, buffers, repeat(momentum)))
+        else:
+            buffers = list(torch._foreach_lerp(grads, buffers, momentum))
     if is_sharded(run[0].param):
         buffers = list(map(whole, buffers))
     return [buffer.to(dtype).reshape(-1, *run[0].shape) for buffer in buffers]
