@@ -22,7 +22,7 @@ from ..param_groups import add_group, check_waiting
 from ..plan import Stepper
 from ..quasi_newton.history import History, fitted
 from ..quasi_newton.line_search import Search, first_finite, leap, strong_wolfe
-from ..quasi_newton.objective import Line, Objective, Point
+from ..quasi_newton.objective import Line, Objective, Point, needs_closure
 from ..quasi_newton.vectors import dot, empty_vector, largest, sum_of_sizes
 
 __all__ = ["LBFGS"]
@@ -118,7 +118,7 @@ class LBFGS(Optimizer):
         super().add_param_group(param_group)
 
     def _make_plan(self, scaling: Scaling) -> Stepper:
-        raise TypeError(_needs_closure(None))
+        raise TypeError(needs_closure(None))
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Iterate until a tolerance or a limit is reached.
@@ -133,7 +133,7 @@ class LBFGS(Optimizer):
             RuntimeError: loss or gradient are not finite to begin with; nothing is changed
         """
         if not callable(closure):
-            raise TypeError(_needs_closure(closure))
+            raise TypeError(needs_closure(closure))
         if len(self.param_groups) != 1:
             count = len(self.param_groups)
             raise AssertionError(f"Expected exactly one param_group, but got {count}")
@@ -311,23 +311,6 @@ def _unique(params: list[Tensor]) -> list[Tensor]:
 
 def _index(params: list[Tensor], param: Tensor) -> int:
     return next(index for index, known in enumerate(params) if known is param)
-
-
-def _needs_closure(got: Any) -> str:
-    """What is said where a step has no closure: Python's words, and what to write."""
-    words = "LBFGS.step() missing 1 required positional argument: 'closure'"
-    if got is not None:
-        words = f"LBFGS.step(): '{type(got).__name__}' object is not callable"
-    return (
-        f"{words} (LBFGS needs a closure that computes the loss and the gradients anew, and "
-        "returns the loss, as\n"
-        "    def closure():\n"
-        "        optimizer.zero_grad()\n"
-        "        loss = loss_fn(model(inputs), targets)\n"
-        "        loss.backward()\n"
-        "        return loss\n"
-        "    optimizer.step(closure))"
-    )
 
 
 def _finite(what: str, number: float) -> float:

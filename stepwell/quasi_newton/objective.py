@@ -13,7 +13,7 @@ from torch import Tensor
 from ..shards import is_sharded, mean_over, part_of, whole
 from .vectors import dot, empty_vector, flattened, largest, reals
 
-__all__ = ["Line", "Objective", "Point"]
+__all__ = ["Line", "Objective", "Point", "needs_closure"]
 
 
 class Objective:
@@ -130,6 +130,23 @@ class Objective:
                     f"LBFGS: the gradient of {self._place(index)} is {_kind(grad)}, which does not "
                     f"fit its parameter, {_kind(param)}"
                 )
+
+
+def needs_closure(got: Any) -> str:
+    """What is said where a step has no closure: Python's words, and what to write."""
+    words = "LBFGS.step() missing 1 required positional argument: 'closure'"
+    if got is not None:
+        words = f"LBFGS.step(): '{type(got).__name__}' object is not callable"
+    return (
+        f"{words} (LBFGS needs a closure that computes the loss and the gradients anew, and "
+        "returns the loss, as\n"
+        "    def closure():\n"
+        "        optimizer.zero_grad()\n"
+        "        loss = loss_fn(model(inputs), targets)\n"
+        "        loss.backward()\n"
+        "        return loss\n"
+        "    optimizer.step(closure))"
+    )
 
 
 def _kind(tensor: Tensor) -> str:
