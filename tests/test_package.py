@@ -47,8 +47,10 @@ def test_the_source_distribution_holds_all_that_a_developer_needs(built):
     assert {*single, "pyproject.toml", "scripts/environment.sh", ".ci/run"} <= names
     for folder in ("stepwell", "tests", "benchmarks", "docs", "examples", "scripts"):
         here = {p for p in (ROOT / folder).rglob("*") if p.is_file()}
-        kept = {p for p in here if "__pycache__" not in p.parts and p.suffix != ".pyc"}
-        assert {str(p.relative_to(ROOT)) for p in kept} <= names
+        paths = {p.relative_to(ROOT) for p in here}
+        # caches of tools, which git ignores
+        kept = {p for p in paths if not any(part.startswith((".", "__pyc")) for part in p.parts)}
+        assert {*map(str, kept)} <= names
     places = {name.partition("/")[0] for name in names}
     assert places.isdisjoint({".git", ".venv", "build", "dist", "out", ".mypy_cache"})
 
