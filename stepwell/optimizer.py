@@ -225,6 +225,7 @@ class Optimizer(Persistence, Flags, TorchOptimizer):  # type: ignore[misc]
             import_unseen()
         self._check_held()
         self._drop_orphans()
+        self._newborn = ()
         if self._held is None and scaling is UNSCALED and self._rehearses():
             return _rest
         plan = self._make_plan(scaling)

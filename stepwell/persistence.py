@@ -69,16 +69,15 @@ class Persistence(Hooks):
         """Forget the state that the constructor made for parameters that others have replaced.
 
         accelerate puts sharded parameters into the groups instead of whole ones, which their state
-        would keep in memory.
+        would keep in memory. It does so after it has saved and loaded the state once.
         """
-        if not self._newborn:
-            return
         members = {id(param) for group in self.param_groups for param in group["params"]}
-        for param in self._newborn:
-            if id(param) not in members:
-                self.state.pop(param, None)
-        self._newborn = ()
-        if not self.state:
+        orphans = [param for param in self._newborn if id(param) not in members]
+        for param in orphans:
+            self.state.pop(param, None)
+        if orphans:
+            self._newborn = ()
+        if orphans and not self.state:
             self.init_state()
 
     def _saved_state(self) -> Mapping[Any, Any]:
@@ -203,7 +202,7 @@ class Persistence(Hooks):
             # all of a copy, not what an optimizer or a wrapper loads
             self._make_hooks()
         self._warned_capturable_if_run_uncaptured = True
-        self._held, self._newborn = None, ()
+        self._held = None
         if not (self._is_wrapper and getattr(self, "defaults", None) is None):
             self.defaults.setdefault("differentiable", False)
         # in place: a wrapper around this optimizer, and a shallow copy of it, share the list

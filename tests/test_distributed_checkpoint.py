@@ -216,6 +216,7 @@ def test_parameters_that_are_swapped_in_their_lists_leave_no_state_behind() -> N
     """As accelerate does it under FSDP2, after the constructor has made Adagrad's sums."""
     whole = [nn.Parameter(torch.ones(4)) for _ in range(2)]
     optimizer = stepwell.Adagrad(whole, lr=0.1, initial_accumulator_value=0.5)
+    optimizer.load_state_dict(optimizer.state_dict())
     kept = weakref.ref(whole[0])
     for index in range(2):
         optimizer.param_groups[0]["params"][index] = nn.Parameter(torch.ones(2))
