@@ -85,7 +85,9 @@ class Group(Checked):
 
     def __init__(self, items: Mapping[str, Any], declaration: Declaration, index: int) -> None:
         super().__init__(declaration.listed(items))
-        self.waiting = ""
+        rate = items.get("lr")
+        # a copy of one that a schedule has left so; anything else has been checked
+        self.waiting = ", as it was copied" if type(rate) is float and rate < 0 else ""
         self._declaration = declaration
         self._index = index
         self._ends = declaration.ends

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from .compiling import ParamGroups, outside_graphs
 from .declaration import Declaration
 from .held_groups import checked_group
 from .hooks import KINDS, Hooks
+from .hyperparameters import Checked
 from .language import Formula, program_for
 from .matching import LoadReport, match, refusal
 from .state_dict import Layout, Loading, Policy, load_group, load_state, pack, read
@@ -148,7 +150,11 @@ class Persistence(Hooks):
     def _loaded_group(self, index: int, saved: Mapping[str, Any] | None) -> dict[str, Any]:
         merged = load_group(self.param_groups[index], saved)
         settled = {f.name: f.default for f in self.declaration.fields.values() if f.fixed}
-        return self.declaration.complete({**merged, **settled}, self.defaults, index)
+        items = {**merged, **settled}
+        if not _is_left_by_schedule(items):
+            return self.declaration.complete(items, self.defaults, index)
+        full = self.declaration.complete({**items, "lr": self.defaults["lr"]}, self.defaults, index)
+        return {**full, "lr": items["lr"]}
 
     def _layout(self, group: Mapping[str, Any]) -> Layout | None:
         formula = self._state_formula()
@@ -176,6 +182,8 @@ class Persistence(Hooks):
         for group, loaded in zip(held_groups, self.param_groups, strict=True):
             dict.clear(group)
             dict.update(group, loaded)
+            if isinstance(group, Checked):
+                group.waiting = ", as it was loaded" if _is_left_by_schedule(group) else ""
         held_state.clear()
         held_state.update(self.state)
         self.state, self.param_groups = held_state, held_groups
@@ -240,6 +248,15 @@ class Persistence(Hooks):
         if isinstance(state, dict):
             state = {k: v for k, v in state.items() if k in OWN or _can_be_pickled(v)}
         return (make, arguments, state, *rest)
+
+
+def _is_left_by_schedule(group: Mapping[str, Any]) -> bool:
+    """Whether a schedule has led the rate below zero, as torch's do one step after their end.
+
+    It is loaded as it was saved: the step that would use it refuses it.
+    """
+    rate = group.get("lr")
+    return "initial_lr" in group and type(rate) is float and -math.inf < rate < 0
 
 
 class _Probe(pickle.Pickler):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import pickle
 from types import SimpleNamespace
 from typing import Any
 
@@ -292,6 +293,17 @@ def test_what_torchs_schedules_leave_is_refused_by_the_step_that_would_use_it(ki
         with pytest.raises(ValueError, match=r"earning rate.* -0\.0.*OneCycleLR has left"):
             step()
     assert str(held.state_dict()) == str(before)
+    # a file of a training that is over can be loaded, to begin another one with
+    other, step_other = stepping(kind)
+    other.load_state_dict(copy.deepcopy(before))
+    assert other.param_groups[0]["lr"] == group["lr"]
+    with pytest.raises(ValueError, match=r"earning rate.* -0\.0.*as it was loaded"):
+        step_other()
+    for again in (copy.deepcopy(held), pickle.loads(pickle.dumps(held))):
+        with pytest.raises(ValueError, match="earning rate"):
+            again.step(lambda: torch.tensor(1.0))
+    other.param_groups[0]["lr"] = 0.1
+    step_other()
     # the user's own writes are checked as ever
     with pytest.raises(ValueError, match=r"earning rate.* -0\.01 "):
         group["lr"] = -0.01
