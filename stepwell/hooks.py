@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import inspect
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from types import MappingProxyType
+from typing import Any, ParamSpec, TypeVar
 
 from torch.autograd import profiler
 from torch.optim.optimizer import _global_optimizer_post_hooks as global_post_hooks
@@ -29,6 +30,9 @@ KINDS = (
     "_optimizer_load_state_dict_pre_hooks",
     "_optimizer_load_state_dict_post_hooks",
 )
+
+NONE: Mapping[int, Any] = MappingProxyType({})
+"""The hooks of a wrapper with which none was registered."""
 
 
 class Hooks:
@@ -55,33 +59,33 @@ class Hooks:
         if inspect.isfunction(step) and not hasattr(step, "hooked"):
             cls.step = hooked(step)
 
-    if not TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> Any:
-            """Make the registries of a wrapper that never was constructed."""
-            if name not in KINDS:
-                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-            self._is_wrapper = True
-            self._make_hooks()
-            return vars(self)[name]
-
     def _hooks(self, kind: str) -> list[Callable[..., Any]]:
         """The hooks of a kind as they are now; a hook may remove itself."""
         # not of vars(self): a wrapper may answer with the registries of what it wraps
-        hooks = getattr(self, f"_optimizer_{kind}_hooks")
-        return list(hooks.values())
+        return list(getattr(self, f"_optimizer_{kind}_hooks", NONE).values())
 
     def _register(self, kind: str, hook: Any, prepend: bool = False) -> RemovableHandle:
         if not callable(hook):
             raise TypeError(
                 f"{type(self).__name__}.register_{kind}_hook: hook must be a function, got {hook!r}"
             )
-        hooks = getattr(self, f"_optimizer_{kind}_hooks")
+        hooks = self._registry(f"_optimizer_{kind}_hooks")
         handle = RemovableHandle(hooks)
         hooks[handle.id] = hook
         if prepend:
             hooks.move_to_end(handle.id, last=False)
         return handle
+
+    def _registry(self, name: str) -> Any:
+        found = getattr(self, name, NONE)
+        if found is not NONE:
+            return found
+        self._is_wrapper = True
+        self._make_hooks()
+        # the step of the class now looks at those of wrappers that have no hooks, too
+        for kind in KINDS:
+            setattr(type(self), kind, NONE)
+        return vars(self)[name]
 
     def register_step_pre_hook(self, hook: Callable[..., Any]) -> RemovableHandle:
         """Call `hook(optimizer, args, kwargs)` before each step.

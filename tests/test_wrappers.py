@@ -209,3 +209,25 @@ def test_a_wrapper_without_groups_says_so() -> None:
     for name in ("param_groups", "no_such_name"):
         error = refused(lambda name=name: getattr(bare, name))
         assert str(error) == f"'Bare' object has no attribute '{name}'"
+
+
+def test_hooks_of_one_wrapper_are_not_those_of_another() -> None:
+    one, other = (Lookahead(stepwell.AdamW(weights(), lr=0.1)) for _ in range(2))
+    calls: list[Any] = []
+    handle = one.register_step_post_hook(lambda caller, *_: calls.append(caller))
+    register_here = register_optimizer_step_post_hook(lambda caller, *_: calls.append(caller))
+    for wrapper in (other, one):
+        wrapper.step()
+    assert calls == [other.optimizer, one.optimizer, one]
+    register_here.remove()
+    handle.remove()
+    other.register_step_pre_hook(lambda caller, *_: calls.append(caller))
+    del calls[:]
+    for wrapper in (other, one):
+        wrapper.step()
+    assert calls == [other]
+
+
+def test_looking_up_attributes_of_an_optimizer_stays_quick() -> None:
+    """A class with `__getattr__` looks up every attribute in a slower way, in each step."""
+    assert not hasattr(stepwell.Optimizer, "__getattr__")
