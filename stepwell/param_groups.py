@@ -22,6 +22,7 @@ from .hyperparameters import Checked
 from .language.fields import Field, MissingKeyError, Range
 
 __all__ = [
+    "UNORDERED",
     "Group",
     "Times",
     "add_group",

@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.optim import Optimizer as TorchOptimizer
 
-from ..param_groups import as_groups, check_param, params_of
+from ..param_groups import UNORDERED, as_groups, check_param, params_of
 
 __all__ = [
     "Collected",
@@ -173,6 +173,8 @@ def _given(params: Any, owner: str) -> list[Group]:
             f"{owner}: params must be a model, named parameters or groups of them, got "
             f"{type(params).__name__}"
         )
+    if isinstance(params, (set, frozenset)):
+        raise TypeError(f"{UNORDERED} ({owner})")
     groups = as_groups(params, owner)
     for group in groups:
         if not isinstance(group, dict):

@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler as TorchLRScheduler
 from ..compiling import skipped
 from ..language.fields import Field, Range
 from .hyperparameters import Floats, Groups, Number, are_plain, holds, read, write
-from .stored import as_state, check_kinds
+from .stored import as_state, check_kinds, declared_attributes
 from .watch import check_order, copied, loads, look, meant_values, move_on, settle, snapshot, watch
 
 LAST_EPOCH = Field("last_epoch", -1, "integer", Range(-1))
@@ -276,7 +276,9 @@ class LRScheduler(TorchLRScheduler):
         if "last_epoch" in state:
             LAST_EPOCH.check(state["last_epoch"], type(self).__name__)
         self._check_arguments(state)
-        known = {key: own for key, own in vars(self).items() if key not in self.free_in_state}
+        # what a user's class keeps beside that of the one here may change its kind
+        declared = declared_attributes(type(self).__mro__) - self.free_in_state
+        known = {key: own for key, own in vars(self).items() if key in declared}
         check_kinds(state, known, type(self).__name__)
 
     def _take_state(self, state: dict[str, Any]) -> None:

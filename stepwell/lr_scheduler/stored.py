@@ -4,9 +4,23 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from inspect import signature
 from typing import Any
 
 from torch import Tensor
+
+KEPT = ("base_lrs", "last_epoch", "_last_lr", "_schedulers", "_step_count")
+"""What schedules keep beside their arguments."""
+
+
+@cache
+def declared_attributes(kinds: tuple[type, ...]) -> frozenset[str]:
+    """The attributes that this package gives to a schedule of these classes: arguments, and KEPT."""
+    root = __name__.partition(".")[0]
+    made = [base.__init__ for base in kinds if base.__module__.partition(".")[0] == root]  # type: ignore[misc]
+    arguments = [signature(each).parameters for each in made]
+    return frozenset(KEPT).union(*arguments)
 
 
 def check_kinds(state: Mapping[str, Any], known: Mapping[str, Any], owner: str) -> None:
