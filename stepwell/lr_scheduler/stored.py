@@ -16,7 +16,7 @@ KEPT = ("base_lrs", "last_epoch", "_last_lr", "_schedulers", "_step_count")
 
 @cache
 def declared_attributes(kinds: tuple[type, ...]) -> frozenset[str]:
-    """The attributes that this package gives to a schedule of these classes: arguments, and KEPT."""
+    """What this package keeps in a schedule of these classes: its arguments, and `KEPT`."""
     root = __name__.partition(".")[0]
     made = [base.__init__ for base in kinds if base.__module__.partition(".")[0] == root]  # type: ignore[misc]
     arguments = [signature(each).parameters for each in made]
