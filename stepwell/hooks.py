@@ -160,7 +160,7 @@ def _observed(step: Any, optimizer: Any, args: Any, kwargs: Any) -> Any:
         return step(*args, **kwargs)
     optimizer._stepping = True
     try:
-        if optimizer._is_wrapper:
+        if optimizer._is_wrapper or optimizer._optimizer_step_pre_hooks is NONE:
             return _with_hooks(step, optimizer, args, kwargs, {}, {})
         with profiled(optimizer, "step"):
             return _with_hooks(step, optimizer, args, kwargs, global_pre_hooks, global_post_hooks)

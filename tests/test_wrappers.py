@@ -215,11 +215,11 @@ def test_hooks_of_one_wrapper_are_not_those_of_another() -> None:
     one, other = (Lookahead(stepwell.AdamW(weights(), lr=0.1)) for _ in range(2))
     calls: list[Any] = []
     handle = one.register_step_post_hook(lambda caller, *_: calls.append(caller))
-    register_here = register_optimizer_step_post_hook(lambda caller, *_: calls.append(caller))
+    for_all = register_optimizer_step_post_hook(lambda caller, *_: calls.append(caller))
     for wrapper in (other, one):
         wrapper.step()
+    for_all.remove()
     assert calls == [other.optimizer, one.optimizer, one]
-    register_here.remove()
     handle.remove()
     other.register_step_pre_hook(lambda caller, *_: calls.append(caller))
     del calls[:]
