@@ -16,15 +16,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .aliasing import Aliasing, Touched
 from .backends import Launch, launched, log
-from .cohort import Cohort, Facts, Scaling, facts_of
+from .cohort import PLAIN_TYPES, Cohort, Facts, Scaling, facts_of
 from .hyperparameters import Hyperparameters
 from .inspection import CAPTURABLE, Group, Inspection, Row
 from .language import Formula, Program
 from .language.number import is_fake
 from .modes import is_inference
 from .native.identity import checks
+from .native.overlap import sharing
 from .native.uploads import is_capturing
 from .state import create_state
 from .totals import Adder
@@ -139,13 +139,22 @@ class Plan:
 
     def _prepare_state(self, rows: list[Row]) -> npt.NDArray[np.bool_]:
         """Create what is missing, move what lies elsewhere; which rows share memory."""
-        touched = []
-        for row in rows:
-            param, state = row.param, self._state_of(row)
+        written: list[Tensor] = []
+        read: list[Tensor] = []
+        writers: list[int] = []
+        readers: list[int] = []
+        for index, row in enumerate(rows):
+            param, grad, state = row.param, row.param.grad, self._state_of(row)
             state.update(create_state(row.program, self._groups[row.group], param, state))
-            own = (state[name] for name in row.program.slots if name in state)
-            touched.append(Touched([param, *own], param.grad))
-        return Aliasing().among(touched)
+            own = filter(_has_memory, (param, *(state[n] for n in row.program.slots if n in state)))
+            written += own
+            writers += [index] * (len(written) - len(writers))
+            if grad is not None and _has_memory(grad) and not _is_same_memory(grad, param):
+                read.append(grad)
+                readers.append(index)
+        aliased = np.zeros(len(rows), bool)
+        aliased[np.array([*writers, *readers], np.int64)[sharing(written, read)]] = True
+        return aliased
 
     # Step after step
 
@@ -240,6 +249,16 @@ def _is_set(found_inf: Any) -> bool:
     if isinstance(found_inf, Tensor) and is_fake(found_inf):
         return False
     return bool(found_inf)
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    """Whether a tensor is what lies at its address."""
+    return type(tensor) in PLAIN_TYPES and tensor.layout is torch.strided
+
+
+def _is_same_memory(a: Tensor, b: Tensor) -> bool:
+    """Whether element by element these two lie at the same place."""
+    return a.data_ptr() == b.data_ptr() and a.stride() == b.stride() and a.dtype is b.dtype
 
 
 def _described(launch: Launch) -> str:

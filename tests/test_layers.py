@@ -51,7 +51,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("cohort",),
     ("native", "param_groups", "state_dict"),
-    ("aliasing", "backends", "groups", "held_groups", "inspection", "state"),
+    ("backends", "groups", "held_groups", "inspection", "state"),
     ("rehearsal", "totals"),
     ("persistence", "plan"),
     ("optimizer",),

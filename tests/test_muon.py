@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import stepwell
 from stepwell.optimizers import muon
 from stepwell.optimizers.muon import Muon
 
@@ -792,22 +791,3 @@ def _shards(mesh: Any, _: Path) -> None:
 @pytest.mark.slow
 def test_shards_are_updated_as_the_whole(tmp_path: Path) -> None:
     in_processes(_shards, tmp_path)
-
-
-@pytest.mark.parametrize("kind", ["overlap", "the same", "a gradient in another"])
-def test_parameters_that_share_memory_are_updated_one_after_the_other(kind: str) -> None:
-    found = []
-    for library, options in ((torch.optim, {}), (stepwell, {"ns_dtype": "bfloat16"})):
-        draw = torch.Generator().manual_seed(0)
-        buffer = torch.randn(12, 4, generator=draw)
-        starts = {"overlap": (0, 2), "the same": (0, 0)}.get(kind, (0, 4))
-        params = [torch.nn.Parameter(buffer[i : i + 4]) for i in (*starts, 8)]
-        optimizer: Any = library.Muon(params, lr=0.5, weight_decay=0.5, **options)
-        for _ in range(2):
-            for param in params:
-                param.grad = torch.randn(4, 4, generator=draw)
-            if kind == "a gradient in another":
-                params[1].grad = params[0].data
-            optimizer.step()
-        found.append(buffer)
-    torch.testing.assert_close(*found, rtol=0.02, atol=0.02)

@@ -79,6 +79,19 @@ def test_what_is_no_state(name, given):
         stepped(case, 0).load_state_dict(given)
 
 
+def test_a_users_own_schedule_may_change_the_kind_of_what_it_keeps():
+    class Free(lr_scheduler.StepLR):
+        phase: Any = 0
+
+    made = [Free(optimizer(1.0), 2) for _ in range(2)]
+    for scheduler, phase in zip(made, (0, "over"), strict=True):
+        scheduler.phase = phase
+    made[0].load_state_dict(made[1].state_dict())
+    assert made[0].phase == "over"
+    with pytest.raises(TypeError, match="Free: the state's 'base_lrs' must be a list of numbers"):
+        made[0].load_state_dict({"base_lrs": "x"})
+
+
 @pytest.mark.parametrize("milestones", [[2, 3], (2, 3), {2: 1, 3: 1}, Counter([2, 3])])
 def test_milestones_as_lists_of_older_files(milestones):
     case = Case("MultiStepLR", {"milestones": [2, 3], "gamma": 0.5})

@@ -10,7 +10,14 @@ from typing import Any
 
 from torch import Tensor
 
-KEPT = ("base_lrs", "last_epoch", "_last_lr", "_schedulers", "_step_count")
+KEPT = (
+    *("base_lrs", "last_epoch", "_last_lr", "_step_count", "_is_initial"),
+    *("_get_lr_called_within_step", "_schedulers", "_milestones", "initial_values", "lr_lambdas"),
+    *("T_cur", "T_i", "total_size", "step_ratio", "_scale_fn_custom", "_schedule_phases"),
+    *("_anneal_func_type", "_anneal_strategy", "use_beta1", "base_momentums", "max_momentums"),
+    *("max_lrs", "min_lrs", "default_min_lr", "best", "mode_worse", "num_bad_epochs"),
+    "cooldown_counter",
+)
 """What schedules keep beside their arguments."""
 
 

@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ..aliasing import Aliasing, Touched
 from ..cohort import Scaling
 from ..declaration import Declaration
 from ..inspection import Inspection, Row
@@ -152,8 +151,6 @@ class _Stepper:
         self._scale: Any = None
         self._mode = False
         self._found: list[Piece] = []
-        self._grads: dict[int, Tensor] = {}
-        self._aliasing = Aliasing()
 
     def load(self, scaling: Scaling) -> bool:
         """Gather the pieces; all that is refused is refused before any state is made."""
@@ -170,11 +167,12 @@ class _Stepper:
 
     def run(self) -> None:
         """Update all parameters."""
-        found, self._found, grads, self._grads = self._found, [], self._grads, {}
+        found, self._found = self._found, []
         with undisturbed(self._mode):
             if self._scale is not None:
-                for grad in grads.values():
-                    _unscale(grad, self._scale)
+                for piece in found:
+                    if piece.turn == 1:
+                        _unscale(piece.grad, self._scale)
             for batch in _batches(found):
                 with without_autocast(batch[0].param.device):
                     _step(batch)
@@ -187,19 +185,14 @@ class _Stepper:
         settings = [Settings.of(group) for group in self._groups]
         turns: Counter[int] = Counter()
         found: list[Piece] = []
-        touched = []
         for row in rows:
             param, state = row.param, self._state[row.param]
             state.update(create_state(row.program, self._groups[row.group], param, state))
-            touched.append(Touched([param, state["momentum_buffer"]], param.grad))
-        shared = self._aliasing.among(touched).tolist()
-        self._grads = {id(grad): grad for _, grad in touched if grad is not None}
-        for row, (written, grad), is_shared in zip(rows, touched, shared, strict=True):
-            assert grad is not None
-            # those that share memory are updated one after the other
-            key = 0 if is_shared else id(row.param)
-            turns[key] += 1
-            found += Piece(row.param, grad, written[1], settings[row.group], turns[key]).cut()
+            buffer = state["momentum_buffer"]
+            assert param.grad is not None
+            turns[id(param)] += 1
+            turn = turns[id(param)]
+            found += Piece(param, param.grad, buffer, settings[row.group], turn).cut()
         return found
 
     def _inspect(self) -> list[Row]:
@@ -272,7 +265,7 @@ class Piece:
     """A parameter, or some of its matrices, with what belongs to it.
 
     Attributes:
-        turn: after which others it comes, that are the same parameter or share its memory
+        turn: how often the parameter has been listed so far; it is updated as often
     """
 
     param: Tensor
