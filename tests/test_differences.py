@@ -51,6 +51,22 @@ ELSEWHERE = {
         "test_each_rule_has_a_counterpart_that_steps_alike",
     ),
     "`torch.compile` around a step": ("test_compile", "test_a_training_step_under_torch_compile"),
+    "`param_groups` in code under `torch.compile`": (
+        "test_compile",
+        "test_compiled_code_with_groups",
+    ),
+    "groups that are put into `param_groups` by hand": (
+        "test_groups_by_hand",
+        "test_a_wrong_group_is_refused_and_nothing_moves",
+    ),
+    "`torch.distributed.checkpoint` before the first step": (
+        "test_distributed_checkpoint",
+        "test_to_ask_before_the_first_step_is_no_step",
+    ),
+    "numbers of numpy as hyperparameters": (
+        "test_pickle",
+        "test_files_of_what_an_optimizer_shows_run_no_code",
+    ),
     "`Muon`, the precision of its products": ("test_muon", "test_what_a_device_iterates_in"),
     '`state["step"]` of `SparseAdam`': ("test_sparse", "test_the_count_of_steps"),
     "indices of a sparse gradient that are out of range": (
