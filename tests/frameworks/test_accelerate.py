@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,18 +10,24 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.scheduler import AcceleratedScheduler
 from accelerate.state import AcceleratorState, GradientState
-from torch import Tensor, nn
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch import Tensor, distributed, nn
+from torch.distributed.tensor import DTensor
 
 import stepwell
 from stepwell import checkpoint
 
+from ..processes import in_processes
 from .training import (
     CURVES,
     LIBRARIES,
     assert_identical,
     assert_same,
     batches,
+    falling,
     network,
     plainly_trained,
     weights,
@@ -162,3 +169,76 @@ def test_our_own_checkpoint_of_a_wrapped_optimizer(unwrapped: bool, tmp_path: Pa
         optimizer, schedule = optimizer.optimizer, schedule.scheduler
     checkpoint.load(file, model=resumed.model, optimizer=optimizer, scheduler=schedule)
     assert_identical(end, resumed.train(epochs=1))
+
+
+@pytest.mark.parametrize("rule", ["AdamW", "Combined"])
+def test_a_step_that_a_scaler_skips(rule: str) -> None:
+    """In float16: no step, no step of the schedule, and `step_was_skipped` says so."""
+    forget()
+    Accelerator(cpu=True)
+    model = network()
+    inner = combined(model) if rule == "Combined" else stepwell.AdamW(model.parameters(), lr=1e-2)
+    steps: list[Any] = []
+    inner.register_step_post_hook(lambda *_: steps.append(True))
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    schedule = stepwell.lr_scheduler.LambdaLR(inner, falling)
+    optimizer = AcceleratedOptimizer(inner, scaler=scaler)
+    prepared = AcceleratedScheduler(schedule, optimizer)
+    skipped = []
+    for step, (inputs, labels) in enumerate(batches()):
+        optimizer.zero_grad()
+        scaler.scale(nn.functional.cross_entropy(model(inputs), labels)).backward()
+        if step in (0, 2):
+            model[0].weight.grad.fill_(torch.inf)
+        before = weights(model)
+        optimizer.step()
+        prepared.step()
+        skipped.append(optimizer.step_was_skipped)
+        assert torch.equal(before[0], weights(model)[0]) == skipped[-1]
+    assert skipped == [True, False, True, False]
+    assert len(steps) == schedule.last_epoch == 2
+
+
+SHARDED = ("AdamW", "Adagrad")
+
+
+def test_fsdp2(tmp_path: Path) -> None:
+    """Shards take the place of the parameters after the optimizer is made, with its state."""
+    in_processes(sharded, tmp_path)
+    for rule in SHARDED:
+        model = network()
+        optimizer = getattr(torch.optim, rule)(model.parameters(), lr=1e-2)
+        for inputs, labels in batches():
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(inputs), labels).backward()
+            optimizer.step()
+        assert_same(weights(model), torch.load(tmp_path / rule))
+
+
+def sharded(mesh: Any, folder: Path) -> None:
+    rank = distributed.get_rank()
+    # accelerate asks for them, though the group of processes is there
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    os.environ.update(ACCELERATE_USE_FSDP="true", FSDP_VERSION="2")
+    for rule in SHARDED:
+        AcceleratorState._reset_state()
+        accelerator = Accelerator(cpu=True)
+        # by itself it shards on GPUs only
+        accelerator.state.distributed_type = DistributedType.FSDP
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2, auto_wrap_policy="no_wrap", cpu_ram_efficient_loading=False
+        )
+        model = network()
+        optimizer = getattr(stepwell, rule)(model.parameters(), lr=1e-2)
+        model, optimizer = accelerator.prepare(model, optimizer)
+        for inputs, labels in batches():
+            optimizer.zero_grad()
+            accelerator.backward(nn.functional.cross_entropy(model(inputs), labels))
+            optimizer.step()
+        params = list(model.parameters())
+        assert all(isinstance(param, DTensor) for param in params)
+        assert {*optimizer.state} == {*params}
+        whole = [param.full_tensor().detach() for param in params]
+        if rank == 0:
+            torch.save(whole, folder / rule)
