@@ -18,9 +18,6 @@ import stepwell
 
 from .cases import PLAIN, REQUESTS, Case, named
 
-# with TRITON_INTERPRET=1 these go through the kernels for GPUs
-pytestmark = pytest.mark.interpret
-
 SHAPES = ((3, 4), (5,), (), (0, 2), (2, 3, 2))
 STEPS = 10
 NUMBERS = ("step", "mu_product", "eta", "mu")
@@ -235,6 +232,8 @@ def _follow(case: Case, request_: str, seed: int) -> None:
             )
 
 
+# with TRITON_INTERPRET=1 these go through the kernels for GPUs
+@pytest.mark.interpret
 @pytest.mark.parametrize("request_", REQUESTS)
 @pytest.mark.parametrize("case", **named(PLAIN))
 def test_random_edits(case: Case, request_: str) -> None:

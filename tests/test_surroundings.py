@@ -13,13 +13,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import stepwell
 from stepwell.language import ClipNorm
+from stepwell.native.triton_jit import is_interpreting
 
 from .cases import CLASSES, REQUESTS, numbers
 from .compare import assert_same_training, assert_training_within, snapshot
 from .rules import RULES
-
-# with TRITON_INTERPRET=1 these go through the kernels for GPUs
-pytestmark = pytest.mark.interpret
 
 Surroundings = Callable[[], AbstractContextManager[Any]]
 OURS = [getattr(stepwell, name) for name in CLASSES]
@@ -86,9 +84,11 @@ def _numbers(optimizer: Any) -> dict[Any, Tensor]:
     return {e: tensor.float() if e in scalars else tensor for e, tensor in found.items()}
 
 
+# with TRITON_INTERPRET=1, which takes its time, some go through the kernels for GPUs
+@pytest.mark.interpret
 @pytest.mark.parametrize("default", DEFAULTS)
 @pytest.mark.parametrize("request_", REQUESTS)
-@pytest.mark.parametrize("rule", ALL)
+@pytest.mark.parametrize("rule", ALL[::6] if is_interpreting() else ALL)
 def test_defaults_of_the_session(rule: type[Any], request_: str, default: str) -> None:
     flags = _flags(rule, request_)
     for rate in (0.02, torch.tensor(0.02)):
