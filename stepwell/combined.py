@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequenc
 from contextlib import contextmanager
 from itertools import chain
 from textwrap import indent
-from types import MappingProxyType
+from types import MappingProxyType, MethodType
 from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer as TorchOptimizer
 
 from .cohort import Scaling
+from .hooks import run_after_step, run_before_step
 from .optimizer import Optimizer
 from .param_groups import check_company, params_of
 from .plan import Stepper
@@ -48,10 +49,11 @@ class Combined(Optimizer):
     which one it belongs to. `state` is one mapping over all states. `state_dict()` has torch's
     layout; on loading, parameters are matched by name, or else by order.
 
-    A step checks and reads what all of the optimizers need before it changes the first parameter.
-    An optimizer of torch or of another library, and one with hooks or a `step` of its own, is
-    asked to `step()` when its turn comes. Clipping by a norm that is composed with one of the
-    optimizers (`ClipNorm`) is of the gradients of that one.
+    A step checks and reads what all of the optimizers need, and runs the hooks that come before
+    their steps, before it changes the first parameter. An optimizer of torch or of another
+    library, and one with a `step` of its own, is asked to `step()` when its turn comes. Clipping
+    by a norm that is composed with one of the optimizers (`ClipNorm`) is of the gradients of that
+    one.
 
     Args:
         optimizers: the optimizers by name
@@ -349,13 +351,17 @@ class _Together:
 
 def _prepared(member: Any) -> Callable[[], Any]:
     """What takes the step of one optimizer, whose work is done ahead as far as possible."""
-    is_plain = isinstance(member, Optimizer) and type(member).step is Optimizer.step
-    watched = "step" in vars(member) or getattr(member, "_optimizer_step_pre_hooks", None)
-    if is_plain and not (watched or member._optimizer_step_post_hooks):
-        run: Callable[[], None] = member._prepare()
-        return run
-    step: Callable[[], Any] = member.step
-    return step
+    if not (isinstance(member, Optimizer) and member.step == MethodType(Optimizer.step, member)):
+        step: Callable[[], Any] = member.step
+        return step
+    args, kwargs = run_before_step(member, (member,), {})
+    run = member._prepare()
+
+    def run_with_hooks() -> None:
+        run()
+        run_after_step(member, args, kwargs)
+
+    return run_with_hooks
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .compiling import get_eval_frame_callback, leave_alone, uncompiled
 
-__all__ = ["KINDS", "Hooks", "hooked", "profiled"]
+__all__ = ["KINDS", "Hooks", "hooked", "profiled", "run_after_step", "run_before_step"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -169,20 +169,32 @@ def _observed(step: Any, optimizer: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _with_hooks(step: Any, optimizer: Any, args: Any, kwargs: Any, before: Any, after: Any) -> Any:
-    for hook in [*before.values(), *optimizer._hooks("step_pre")]:
+    args, kwargs = run_before_step(optimizer, args, kwargs, before)
+    result = step(*args, **kwargs)
+    run_after_step(optimizer, args, kwargs, after)
+    return result
+
+
+def run_before_step(optimizer: Any, args: Any, kwargs: Any, others: Any = NONE) -> Any:
+    """Call the hooks that come before a step, first the `others`; return what the step takes."""
+    for hook in [*others.values(), *optimizer._hooks("step_pre")]:
         replaced = hook(optimizer, args, kwargs)
         if replaced is not None:
             if not (isinstance(replaced, tuple) and len(replaced) == 2):
                 raise RuntimeError(
-                    f"{step} must return None or a tuple of (new_args, new_kwargs), but got "
-                    f"{replaced}. ({type(optimizer).__name__}: said of the step pre-hook {hook})"
+                    f"{type(optimizer).step} must return None or a tuple of (new_args, new_kwargs), "
+                    f"but got {replaced}. ({type(optimizer).__name__}: said of the step pre-hook "
+                    f"{hook})"
                 )
             args, kwargs = replaced
-    result = step(*args, **kwargs)
+    return args, kwargs
+
+
+def run_after_step(optimizer: Any, args: Any, kwargs: Any, others: Any = NONE) -> None:
+    """Call what comes after a step: its hooks, then the `others`."""
     optimizer._optimizer_step_code()
-    for hook in [*optimizer._hooks("step_post"), *after.values()]:
+    for hook in [*optimizer._hooks("step_post"), *others.values()]:
         hook(optimizer, args, kwargs)
-    return result
 
 
 def profiled(optimizer: object, method: str) -> Any:

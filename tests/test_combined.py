@@ -491,11 +491,26 @@ def test_hooks_run_once(
     optimizer.register_step_post_hook(lambda *_: own.append(1))
     optimizer.step()
     assert (len(own), global_calls) == (1, [optimizer])
-    # an optimizer with hooks of its own steps by itself
     muon = optimizer.optimizers["muon"]
-    muon.register_step_pre_hook(lambda *_: part.append(1))
+    muon.register_step_pre_hook(lambda *_: part.append("before"))
+    muon.register_step_post_hook(lambda *_: part.append("after"))
     optimizer.step()
-    assert (len(own), len(part)) == (2, 1)
+    assert (len(own), part, global_calls) == (2, ["before", "after"], [optimizer] * 2)
+
+
+def test_a_hook_of_one_that_refuses_comes_before_all_steps() -> None:
+    model = net()
+    optimizer = stepwell.Combined(two_alike(model))
+
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("not now")
+
+    optimizer.optimizers["head"].register_step_pre_hook(refuse)
+    model(torch.ones(1, 4)).square().mean().backward()
+    before = weights(model)
+    with pytest.raises(RuntimeError, match="not now"):
+        optimizer.step()
+    assert same(before, weights(model))
 
 
 def test_averages_of_all_parts() -> None:
