@@ -182,9 +182,9 @@ def run_before_step(optimizer: Any, args: Any, kwargs: Any, others: Any = NONE) 
         if replaced is not None:
             if not (isinstance(replaced, tuple) and len(replaced) == 2):
                 raise RuntimeError(
-                    f"{type(optimizer).step} must return None or a tuple of (new_args, new_kwargs), "
-                    f"but got {replaced}. ({type(optimizer).__name__}: said of the step pre-hook "
-                    f"{hook})"
+                    f"{type(optimizer).step} must return None or a tuple of (new_args, "
+                    f"new_kwargs), but got {replaced}. ({type(optimizer).__name__}: said of the "
+                    f"step pre-hook {hook})"
                 )
             args, kwargs = replaced
     return args, kwargs
