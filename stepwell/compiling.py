@@ -122,7 +122,8 @@ class ParamGroups:
         if "torch._dynamo.symbolic_convert" in sys.modules and _is_tracing():
             _break_graph()
         try:
-            return vars(optimizer)["param_groups"]
+            # vars() would be one more call, at every step of a schedule
+            return optimizer.__dict__["param_groups"]
         except KeyError:
             raise AttributeError(
                 f"{owner.__name__!r} object has no attribute 'param_groups'"

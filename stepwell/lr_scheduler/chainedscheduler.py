@@ -77,10 +77,11 @@ class ChainedScheduler(Composite):
         step = first.last_epoch + 1
         held = read(groups, "lr")
         write(groups, {"lr": moved(held, first.base_lrs, None, curve(step - 1), curve(step))})
+        rates = self._rates_now()
         for part in self._schedulers:
             part.last_epoch = step
             part._step_count += 1
-            part._last_lr = part._rates_now()
+            part._last_lr = list(rates)
         move_on(self.optimizer)
 
     def _follow_groups(self) -> Groups:

@@ -153,7 +153,7 @@ def are_plain(values: Sequence[Any]) -> bool:
 
 def holds_tensors(values: Sequence[Any]) -> bool:
     """Whether one of the values is a Tensor."""
-    return any(issubclass(kind, Tensor) for kind in set(map(type, values)))
+    return not are_plain(values) and any(issubclass(kind, Tensor) for kind in map(type, values))
 
 
 def require(groups: Groups, name: str, owner: str) -> None:
