@@ -214,7 +214,7 @@ class _Function:
                 f"{self.name}: state_steps must count the step that is taken, from 1 on, got "
                 f"{counted}"
             )
-        return torch.tensor(float(counted) - 1)
+        return torch.tensor(float(counted) - 1, device="cpu")
 
     def _hand_back(self, given: Mapping[str, Any], states: list[dict[str, Any]]) -> None:
         """Put what was made, or replaced, where the caller looks for it."""

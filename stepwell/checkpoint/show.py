@@ -146,7 +146,7 @@ def _steps(entry: Any) -> str:
     if entry is None:
         return "no state"
     # only numbers are asked for, tensors are not read
-    state = unpack(entry, lambda *_: torch.empty(0))
+    state = unpack(entry, lambda *_: torch.empty(0, device="cpu"))
     return _short(state["step"]) if isinstance(state, dict) and "step" in state else ""
 
 

@@ -84,7 +84,7 @@ def number(values: Mapping[str, Any], key: str, what: str) -> float:
 
 def count(values: Mapping[str, Any], name: str) -> Tensor:
     """The number of steps, as torch keeps it."""
-    return torch.tensor(number(values, "step", name), dtype=torch.float32)
+    return torch.tensor(number(values, "step", name), dtype=torch.float32, device="cpu")
 
 
 def moment(value: Any, what: str) -> Tensor:
