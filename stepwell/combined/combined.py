@@ -7,23 +7,21 @@ and whose other parameters are for `AdamW` needs two.
 from __future__ import annotations
 
 import inspect
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from itertools import chain
 from textwrap import indent
-from types import MappingProxyType, MethodType
+from types import MappingProxyType
 from typing import Any
 
-from torch import Tensor
 from torch.optim import Optimizer as TorchOptimizer
 
-from .cohort import Scaling
-from .hooks import run_after_step, run_before_step
-from .optimizer import Optimizer
-from .param_groups import check_company, params_of
-from .plan import Stepper
-from .state_dict import Layout, Loading, Policy, load_group
+from ..cohort import Scaling
+from ..optimizer import Optimizer
+from ..param_groups import check_company, params_of
+from ..plan import Stepper
+from ..state_dict import Layout, Loading, Policy, load_group
+from .joined_state import JoinedState
+from .together import Together
 
 __all__ = ["Combined"]
 
@@ -86,7 +84,7 @@ class Combined(Optimizer):
     def _join(self) -> None:
         """Make what is seen from outside, of the optimizers as they are."""
         self.defaults = {"differentiable": False}
-        self._state = _State(self._members, self._outer)
+        self._state = JoinedState(self._members, self._outer)
         self._groups: list[dict[str, Any]] = []
         self._agreed: list[dict[str, Any]] = []
         self._held = None
@@ -198,7 +196,7 @@ class Combined(Optimizer):
     # The step
 
     def _make_plan(self, scaling: Scaling) -> Stepper:
-        return _Together(self._members)
+        return Together(self._members)
 
     def _prepare(self) -> Callable[[], None]:
         self._settle()
@@ -318,117 +316,3 @@ def _check_member(name: Any, member: Any) -> None:
 def _are_same(one: Sequence[object], other: Sequence[object]) -> bool:
     """Whether both have the very same items, in the same order."""
     return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
-
-
-class _Together:
-    """What takes a step of all optimizers: all are prepared before the first one moves."""
-
-    def __init__(self, members: Members) -> None:
-        self._members = members
-        self._scaling = Scaling()
-        self._runs: list[Callable[[], Any]] = []
-
-    def load(self, scaling: Scaling) -> bool:
-        """Check and read what the optimizers need that can be prepared."""
-        self._scaling = scaling
-        self._runs = []
-        for member in self._members.values():
-            with _scaled(member, scaling):
-                self._runs.append(_prepared(member))
-        return True
-
-    def run(self) -> None:
-        """Take a step with each optimizer."""
-        runs, self._runs = self._runs, []
-        for member, run in zip(self._members.values(), runs, strict=True):
-            with _scaled(member, self._scaling):
-                run()
-
-    def describe(self) -> list[str]:
-        """A line per optimizer; each says itself what runs it."""
-        return list(self._members)
-
-
-def _prepared(member: Any) -> Callable[[], Any]:
-    """What takes the step of one optimizer, whose work is done ahead as far as possible."""
-    if not (isinstance(member, Optimizer) and member.step == MethodType(Optimizer.step, member)):
-        step: Callable[[], Any] = member.step
-        return step
-    args, kwargs = run_before_step(member, (member,), {})
-    run = member._prepare()
-
-    def run_with_hooks() -> None:
-        run()
-        run_after_step(member, args, kwargs)
-
-    return run_with_hooks
-
-
-@contextmanager
-def _scaled(member: TorchOptimizer, scaling: Scaling) -> Iterator[None]:
-    """Inside, the optimizer knows what a GradScaler has asked of all of them."""
-    if scaling == (None, None):
-        yield
-        return
-    vars(member).update(grad_scale=scaling.grad_scale, found_inf=scaling.found_inf)
-    try:
-        yield
-    finally:
-        del vars(member)["grad_scale"], vars(member)["found_inf"]
-
-
-class _State(MutableMapping[Any, Any]):
-    """The states of all optimizers as one mapping; a new parameter's is where its group is."""
-
-    def __init__(self, members: Members, outer: dict[Any, Any]) -> None:
-        self._members = members
-        self._outer = outer
-
-    def _parts(self) -> list[dict[Any, Any]]:
-        return [*(member.state for member in self._members.values()), self._outer]
-
-    def _home(self, key: Any) -> dict[Any, Any]:
-        """Where the key is, or, if it is nowhere, where it belongs."""
-        for part in self._parts():
-            if key in part:
-                return part
-        if isinstance(key, Tensor):
-            for member in self._members.values():
-                if any(key is param for group in member.param_groups for param in group["params"]):
-                    return member.state
-        return self._outer
-
-    def __getitem__(self, key: Any) -> Any:
-        home = self._home(key)
-        # as in any optimizer, asking for what is not there makes it
-        return home.setdefault(key, {}) if home is self._outer else home[key]
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self._home(key)[key] = value
-
-    def __delitem__(self, key: Any) -> None:
-        del self._home(key)[key]
-
-    def clear(self) -> None:
-        """Forget everything."""
-        for part in self._parts():
-            part.clear()
-
-    def update(self, *args: Any, **kwargs: Any) -> None:
-        """Take over several entries; whose parameters are whose is found out once."""
-        groups = [(m.state, group) for m in self._members.values() for group in m.param_groups]
-        homes = {id(param): state for state, group in groups for param in group["params"]}
-        for key, value in dict(*args, **kwargs).items():
-            homes.get(id(key), self._outer)[key] = value
-
-    def __contains__(self, key: object) -> bool:
-        return any(key in part for part in self._parts())
-
-    def __iter__(self) -> Iterator[Any]:
-        return chain(*map(list, self._parts()))
-
-    def __len__(self) -> int:
-        return sum(map(len, self._parts()))
-
-    def __repr__(self) -> str:
-        return repr(defaultdict(dict, self))
