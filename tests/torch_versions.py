@@ -54,10 +54,16 @@ def _things(package: str, modules: tuple[str, ...] = MODULES) -> Iterator[tuple[
             if inspect.isclass(thing):
                 yield path, signature(thing)
                 for method, function in vars(thing).items():
-                    if inspect.isfunction(function) and not method.startswith("_"):
+                    if _is_of(thing, function) and not method.startswith("_"):
                         yield f"{path}.{method}", signature(function)
             elif inspect.isroutine(thing):
                 yield path, signature(thing)
+
+
+def _is_of(owner: type, function: Any) -> bool:
+    """Whether a class has defined this; torch puts hooks around an inherited step, as it is used."""
+    inner = inspect.unwrap(function) if inspect.isfunction(function) else None
+    return inner is not None and inner.__qualname__.startswith(f"{owner.__name__}.")
 
 
 def surface() -> dict[str, Any]:
