@@ -183,8 +183,8 @@ def run_before_step(optimizer: Any, args: Any, kwargs: Any, others: Any = NONE) 
             if not (isinstance(replaced, tuple) and len(replaced) == 2):
                 raise RuntimeError(
                     f"{type(optimizer).step} must return None or a tuple of (new_args, "
-                    f"new_kwargs), but got {replaced}. ({type(optimizer).__name__}: said of the "
-                    f"step pre-hook {hook})"
+                    f"new_kwargs), but got {replaced}. ({type(optimizer).__name__}: returned by "
+                    f"the step pre-hook {hook})"
                 )
             args, kwargs = replaced
     return args, kwargs

@@ -117,7 +117,7 @@ class Optimizer(Persistence, Flags, TorchOptimizer):  # type: ignore[misc]
 
     @property
     def composition(self) -> str:
-        """What the rule is called in a checkpoint, as in "AdamW+Average"."""
+        """Return the name of the rule in checkpoints, as in "AdamW+Average"."""
         return self.declaration.owner
 
     @staticmethod

@@ -178,7 +178,7 @@ def test_a_group_joins_the_optimizer_that_it_names() -> None:
             {},
             "the key 'optimizer' must say which one its parameters are for, one of 'body', 'head'",
         ),
-        ({"optimizer": "tail"}, "one of 'body', 'head'; got 'tail'"),
+        ({"optimizer": "tail"}, "one of 'body', 'head', as in .*; got 'tail'"),
         ({"optimizer": "head", "lr": -1.0}, "Invalid learning rate: -1.0"),
     ],
 )
@@ -196,7 +196,7 @@ def test_a_parameter_has_one_optimizer() -> None:
     with pytest.raises(ValueError, match="more than one parameter group"):
         optimizer.add_param_group({"params": [model[0].weight], "optimizer": "head"})
     params = list(model.parameters())
-    with pytest.raises(ValueError, match=r"more than one parameter group \(Combined: 'b'"):
+    with pytest.raises(ValueError, match=r"parameter 0 of 'b' already belongs to 'a'"):
         stepwell.Combined({"a": stepwell.SGD(params), "b": stepwell.SGD(params[1:])})
 
 
@@ -218,6 +218,28 @@ def test_groups_that_are_put_into_the_list_find_their_optimizer() -> None:
     optimizer.param_groups.append({"params": [nn.Parameter(torch.ones(1))], "lr": 0.1})
     with pytest.raises(ValueError, match="group 3: the key 'optimizer' must say"):
         optimizer.step()
+
+
+@pytest.mark.parametrize("name", ["head", "tail", None])
+def test_a_group_cannot_be_renamed(name: str | None) -> None:
+    model = net()
+    optimizer = stepwell.Combined(two_alike(model))
+    if name is None:
+        del optimizer.param_groups[0]["optimizer"]
+    else:
+        optimizer.param_groups[0]["optimizer"] = name
+    model(torch.ones(1, 4)).square().mean().backward()
+    before = weights(model)
+    words = "group 0: its parameters belong to 'body', but its key 'optimizer' is"
+    calls = (
+        optimizer.step,
+        optimizer.state_dict,
+        lambda: optimizer.load_state_dict({"state": {}, "param_groups": []}),
+    )
+    for call in calls:
+        with pytest.raises(ValueError, match=words):
+            call()
+    assert same(before, weights(model))
 
 
 def test_the_state_is_one_mapping(trained: tuple[nn.Module, stepwell.Combined]) -> None:
@@ -281,7 +303,7 @@ def test_without_names_another_order_is_refused() -> None:
     shape = [nn.Parameter(torch.ones(2)) for _ in range(2)]
     one = stepwell.Combined({"a": stepwell.SGD(shape[:1]), "b": stepwell.SGD(shape[1:])})
     other = stepwell.Combined({"b": stepwell.SGD(shape[:1]), "a": stepwell.SGD(shape[1:])})
-    with pytest.raises(ValueError, match="group 0: was updated by 'a' and would be by 'b'"):
+    with pytest.raises(ValueError, match="group 0: belonged to 'a' in the state dict"):
         other.load_state_dict(one.state_dict())
 
 
@@ -439,6 +461,20 @@ def test_a_schedule_checks_each_rule_by_its_own_range() -> None:
     with pytest.raises(ValueError, match=r"Invalid learning rate: 1\.0 \(Careful"):
         schedule.step()
     assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.5]
+
+
+def test_a_cycle_of_momenta_needs_one_that_all_have() -> None:
+    model = net()
+    optimizer = stepwell.Combined(two_alike(model))
+    schedule = stepwell.lr_scheduler.OneCycleLR(optimizer, max_lr=[0.1, 0.2], total_steps=10)
+    assert [group["betas"] for group in optimizer.param_groups] == [(0.95, 0.999)] * 2
+    train(model, optimizer)
+    schedule.step()
+    assert optimizer.param_groups[1]["lr"] == pytest.approx(2 * optimizer.param_groups[0]["lr"])
+    mixed = stepwell.Combined(muon_and_adamw(net()))
+    with pytest.raises(ValueError, match="the groups have neither in common; pass cycle_momentum"):
+        stepwell.lr_scheduler.OneCycleLR(mixed, max_lr=0.1, total_steps=10)
+    stepwell.lr_scheduler.OneCycleLR(mixed, max_lr=0.1, total_steps=10, cycle_momentum=False)
 
 
 @pytest.mark.parametrize("is_finite", [True, False])
@@ -612,14 +648,15 @@ PARAM = nn.Parameter(torch.ones(2, 2))
     [
         ({}, ValueError, "the dict of optimizers is empty"),
         ([stepwell.SGD([PARAM])], TypeError, r"must be a dict of optimizers by name.* got list"),
-        ({"a": stepwell.SGD}, TypeError, "'a' must be an optimizer, made with its parameters"),
+        ({"a": stepwell.SGD}, TypeError, "'a' is the class SGD: construct it with its parameters"),
+        ({"a": 3}, TypeError, "'a' must be an optimizer, got int"),
         ({0: stepwell.SGD([PARAM])}, TypeError, "names of optimizers must be texts, got 0"),
-        ({"a": stepwell.LBFGS([PARAM])}, TypeError, r"'a' \(LBFGS\) calls its closure many times"),
-        ({"a": torch.optim.LBFGS([PARAM])}, TypeError, "calls its closure many times"),
+        ({"a": stepwell.LBFGS([PARAM])}, TypeError, r"'a' \(LBFGS\) evaluates its closure several"),
+        ({"a": torch.optim.LBFGS([PARAM])}, TypeError, "evaluates its closure several times"),
         (
             {"a": stepwell.Combined({"b": stepwell.SGD([PARAM])})},
             TypeError,
-            "'a' must be an optimizer, made with its parameters, got Combined",
+            r"'a' is a Combined already: list its optimizers in this one",
         ),
         (
             {

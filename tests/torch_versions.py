@@ -61,7 +61,7 @@ def _things(package: str, modules: tuple[str, ...] = MODULES) -> Iterator[tuple[
 
 
 def _is_of(owner: type, function: Any) -> bool:
-    """Whether a class has defined this; torch puts hooks around an inherited step, as it is used."""
+    """Whether a class has defined this; torch puts hooks around an inherited step too."""
     inner = inspect.unwrap(function) if inspect.isfunction(function) else None
     return inner is not None and inner.__qualname__.startswith(f"{owner.__name__}.")
 

@@ -7,7 +7,7 @@ and whose other parameters are for `AdamW` needs two.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from itertools import chain
 from textwrap import indent
 from types import MappingProxyType
@@ -42,22 +42,21 @@ class Combined(Optimizer):
             }
         )
 
-    `param_groups` has the groups of all of them, in their order. These are the very same dicts, so
-    that a schedule, or a hand that writes a rate, reaches them. Each group says under "optimizer"
-    which one it belongs to. `state` is one mapping over all states. `state_dict()` has torch's
+    `param_groups` lists the groups of all of them, in their order. They are the very same dicts, so
+    schedules and manual edits of `lr` take effect. Each group says under "optimizer" which one it
+    belongs to. `state` is one mapping over all states. `state_dict()` has torch's
     layout; on loading, parameters are matched by name, or else by order.
 
     A step checks and reads what all of the optimizers need, and runs the hooks that come before
     their steps, before it changes the first parameter. An optimizer of torch or of another
-    library, and one with a `step` of its own, is asked to `step()` when its turn comes. Clipping
-    by a norm that is composed with one of the optimizers (`ClipNorm`) is of the gradients of that
-    one.
+    library, and one with a `step` of its own, is asked to `step()` when its turn comes. `ClipNorm`
+    composed with one of the optimizers clips its own gradients only.
 
     Args:
         optimizers: the optimizers by name
 
     Attributes:
-        optimizers: the same, not to be changed
+        optimizers: the optimizers by name, read-only
 
     Raises:
         TypeError: one of them is no optimizer, or needs to call the closure itself, as `LBFGS`
@@ -83,16 +82,16 @@ class Combined(Optimizer):
 
     def _join(self) -> None:
         """Make what is seen from outside, of the optimizers as they are."""
-        self.defaults = {"differentiable": False}
+        defaults = [member.defaults for member in self._members.values()]
+        shared = set(defaults[0]).intersection(*defaults)
+        self.defaults = {key: value for key, value in defaults[0].items() if key in shared}
         self._state = JoinedState(self._members, self._outer)
         self._groups: list[dict[str, Any]] = []
         self._agreed: list[dict[str, Any]] = []
         self._held = None
-        for name, member in self._members.items():
-            for group in member.param_groups:
-                dict.__setitem__(group, KEY, name)
         if all(getattr(m, "_step_supports_amp_scaling", False) for m in self._members.values()):
             self._step_supports_amp_scaling = True
+        self._settle()
 
     @property
     def optimizers(self) -> Mapping[str, TorchOptimizer]:
@@ -101,7 +100,7 @@ class Combined(Optimizer):
 
     @property
     def composition(self) -> str:
-        """What its rules are called in a checkpoint, as in "Combined(adamw=AdamW, muon=Muon)"."""
+        """Return the name of the rule in checkpoints, as in "Combined(adamw=AdamW, muon=Muon)"."""
         parts = (
             f"{name}={getattr(member, 'composition', type(member).__name__)}"
             # the order in which they are given tells nothing
@@ -116,6 +115,10 @@ class Combined(Optimizer):
         """The groups of all optimizers; always the same list."""
         theirs = [group for member in self._members.values() for group in member.param_groups]
         if _are_same(self._groups, self._agreed) and not _are_same(theirs, self._agreed):
+            known = set(map(id, self._agreed))
+            for group, name in self._owned():
+                if id(group) not in known:
+                    dict.__setitem__(group, KEY, name)
             self._groups[:] = self._agreed = theirs
         return self._groups
 
@@ -157,11 +160,13 @@ class Combined(Optimizer):
 
     def _name_of(self, group: Any, index: int) -> str:
         name = group.get(KEY) if isinstance(group, Mapping) else None
-        if name not in self._members:
+        if not isinstance(name, str) or name not in self._members:
             known = ", ".join(map(repr, self._members))
+            got = type(name).__name__ if isinstance(name, TorchOptimizer) else repr(name)
             raise ValueError(
                 f"Combined, group {index}: the key 'optimizer' must say which one its parameters "
-                f"are for, one of {known}; got {name!r}"
+                f"are for, one of {known}, as in {{'params': ..., 'optimizer': "
+                f"{next(iter(self._members))!r}}}; got {got}"
             )
         return str(name)
 
@@ -169,9 +174,16 @@ class Combined(Optimizer):
         """Give the optimizers the groups that were put into `param_groups`, or taken out of it.
 
         Raises:
-            ValueError: a group does not say whose it is; nothing is changed
+            ValueError: a group does not say whose it is, or names another one; nothing is changed
         """
         groups = self.param_groups
+        for index, (group, name) in enumerate(self._owned()):
+            if group.get(KEY) != name:
+                raise ValueError(
+                    f"Combined, group {index}: its parameters belong to {name!r}, but its key "
+                    f"'optimizer' is {group.get(KEY)!r}; to move them, take the group out of "
+                    "param_groups and add_param_group() one that names the other optimizer"
+                )
         if _are_same(groups, self._agreed):
             return
         shares: dict[str, list[dict[str, Any]]] = {name: [] for name in self._members}
@@ -182,6 +194,12 @@ class Combined(Optimizer):
                 member.param_groups = shares[name]
         self._agreed = list(chain(*shares.values()))
         groups[:] = self._agreed
+
+    def _owned(self) -> Iterator[tuple[dict[str, Any], str]]:
+        """The groups of the optimizers, each with the name of its own."""
+        for name, member in self._members.items():
+            for group in member.param_groups:
+                yield group, name
 
     def init_state(self) -> None:
         """Make the state that a first step would make, without taking one.
@@ -204,6 +222,10 @@ class Combined(Optimizer):
 
     # Checkpoints
 
+    def _saved_state(self) -> Mapping[Any, Any]:
+        self._settle()
+        return super()._saved_state()
+
     def _prepare_load(self, state_dict: Any, strict: bool, policy: Policy) -> Loading:
         self._settle()
         loading = super()._prepare_load(state_dict, strict, policy)
@@ -217,8 +239,9 @@ class Combined(Optimizer):
             if k is not None
         ]
         moved = tuple(
-            f"group {index}: was updated by {was!r} and would be by {now!r}; without names of "
-            "parameters, groups are matched by order: combine the optimizers in the same one"
+            f"group {index}: belonged to {was!r} in the state dict and belongs to {now!r} here; "
+            "without parameter names groups are matched by order: list the optimizers in the "
+            "saved order"
             for index, now, was in found
             if was in self._members and was != now
         )
@@ -283,7 +306,8 @@ def _checked(optimizers: Any) -> Members:
     if not isinstance(optimizers, Mapping):
         raise TypeError(
             "Combined: optimizers must be a dict of optimizers by name, as in "
-            f'{{"muon": Muon(...), "adamw": AdamW(...)}}, got {type(optimizers).__name__}'
+            f'{{"muon": Muon(...), "adamw": AdamW(...)}}, got {type(optimizers).__name__} (where a '
+            "trainer expects a class, pass a function that makes the optimizer)"
         )
     if not optimizers:
         raise ValueError("Combined: the dict of optimizers is empty")
@@ -291,25 +315,49 @@ def _checked(optimizers: Any) -> Members:
     for name, member in optimizers.items():
         _check_member(name, member)
         for group in member.param_groups:
-            place = f"Combined: {name!r}"
-            check_company(group, groups, place)
+            _check_shared(name, group, optimizers, groups)
+            check_company(group, groups, f"Combined: {name!r}; name all or none of them")
         groups += member.param_groups
     return dict(optimizers)
+
+
+def _check_shared(name: str, group: Any, optimizers: Any, before: Sequence[Any]) -> None:
+    taken = {id(param) for other in before for param in other["params"]}
+    for index, param in enumerate(group["params"]):
+        if id(param) in taken:
+            first = next(
+                other
+                for other, member in optimizers.items()
+                if any(param is p for g in member.param_groups for p in g["params"])
+            )
+            names = group.get("param_names")
+            raise ValueError(
+                "some parameters appear in more than one parameter group (Combined: parameter "
+                f"{repr(names[index]) if names else index} of {name!r} already belongs to "
+                f"{first!r})"
+            )
 
 
 def _check_member(name: Any, member: Any) -> None:
     if not isinstance(name, str):
         raise TypeError(f"Combined: the names of optimizers must be texts, got {name!r}")
-    if not isinstance(member, TorchOptimizer) or isinstance(member, Combined):
+    if isinstance(member, type) and issubclass(member, TorchOptimizer):
         raise TypeError(
-            f"Combined: {name!r} must be an optimizer, made with its parameters, got "
-            f"{member.__name__ if isinstance(member, type) else type(member).__name__}"
+            f"Combined: {name!r} is the class {member.__name__}: construct it with its "
+            f"parameters, as in {member.__name__}(params, lr=0.01)"
         )
+    if isinstance(member, Combined):
+        raise TypeError(
+            f"Combined: {name!r} is a Combined already: list its optimizers in this one, "
+            "{**combined.optimizers, ...}"
+        )
+    if not isinstance(member, TorchOptimizer):
+        raise TypeError(f"Combined: {name!r} must be an optimizer, got {type(member).__name__}")
     closure = inspect.signature(member.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise TypeError(
-            f"Combined: {name!r} ({type(member).__name__}) calls its closure many times in a step, "
-            "which moves all others along; step it by itself"
+            f"Combined: {name!r} ({type(member).__name__}) evaluates its closure several times per "
+            "step, and the other optimizers would step each time; call its step() separately"
         )
 
 

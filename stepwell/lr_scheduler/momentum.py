@@ -25,14 +25,15 @@ class MomentumCycle(LRScheduler):
         Raises:
             ValueError: the optimizer has neither
         """
-        defaults = self.optimizer.defaults
-        if "momentum" not in defaults and "betas" not in defaults:
+        groups, owner = self.optimizer.param_groups, type(self.optimizer).__name__
+        self.use_beta1 = all("betas" in group for group in groups)
+        if not self.use_beta1 and not all("momentum" in group for group in groups):
+            is_mixed = any("betas" in group or "momentum" in group for group in groups)
+            lacks = "the groups have neither in common" if is_mixed else f"{owner} has neither"
             raise ValueError(
                 "optimizer must support momentum or beta1 with `cycle_momentum` option enabled "
-                f"({type(self).__name__}: {type(self.optimizer).__name__} has neither; pass "
-                "cycle_momentum=False)"
+                f"({type(self).__name__}: {lacks}; pass cycle_momentum=False)"
             )
-        self.use_beta1 = "betas" in defaults
 
     def _momenta(self, field: Field, given: Any) -> list[Number]:
         """One end of the cycle for each group, checked as the optimizer itself would.
