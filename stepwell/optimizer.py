@@ -6,6 +6,7 @@ here, once.
 
 from __future__ import annotations
 
+import difflib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
@@ -130,7 +131,7 @@ class Optimizer(Persistence, Flags, TorchOptimizer):  # type: ignore[misc]
         if self.declaration.fields:
             self.defaults = self.declaration.bind(args, kwargs)
         else:
-            self.defaults = _torch_defaults(*args, **kwargs)
+            self.defaults = _torch_defaults(type(self), *args, **kwargs)
         self.state: defaultdict[Tensor, Any] = defaultdict(dict)
         self.param_groups = []
         self._make_hooks()
@@ -370,9 +371,23 @@ def _rest() -> None:
     """A step that is not taken: a GradScaler has asked for that, or it was a rehearsal."""
 
 
-def _torch_defaults(defaults: dict[str, Any]) -> dict[str, Any]:
-    """What a subclass in torch's manner passes to the base class after `params`."""
-    return defaults
+def _torch_defaults(cls: type[Optimizer], *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Return what a subclass in torch's manner passes to the base class after `params`.
+
+    Raises:
+        TypeError: it passes nothing, or something else
+    """
+    found: Any = args[0] if len(args) == 1 and not kwargs else kwargs.get("defaults")
+    if len(args) + len(kwargs) == 1 and isinstance(found, dict):
+        return found
+    own = cls.__mro__[: cls.__mro__.index(Optimizer)]
+    close = difflib.get_close_matches("update", [name for each in own for name in vars(each)])
+    hint = f"did you mean 'update' by '{close[0]}'?" if close else "or its own __init__"
+    raise TypeError(
+        "Optimizer.__init__() missing 1 required positional argument: 'defaults' "
+        f"({cls.__name__} has no update(param, grad, state, group), which a rule must define; "
+        f"{hint})"
+    )
 
 
 Optimizer.declaration = Declaration("Optimizer", {}, Optimizer.check, {}, {})

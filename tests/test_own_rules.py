@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import re
 from dataclasses import KW_ONLY
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import pytest
 import torch
@@ -333,3 +334,19 @@ def test_what_cannot_be_composed(transform):
     error = refused(lambda: stepwell.compose(stepwell.SGD, transform))
     assert type(error) is TypeError
     assert "already" in str(error)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"lr": 0.1}])
+def test_a_rule_without_its_formula_says_so(arguments: dict[str, float]) -> None:
+    class Misspelt(stepwell.Optimizer):
+        lr: NonNegative = 1e-3
+
+        @staticmethod
+        def udpate(param: Any, grad: Any, state: Any, group: Any) -> Any:
+            return param - group.lr * grad
+
+    words = "has no update(param, grad, state, group), which a rule must define; did you mean"
+    with pytest.raises(TypeError, match=re.escape(words) + " 'update' by 'udpate'"):
+        Misspelt([torch.nn.Parameter(torch.ones(1))], **arguments)
+    with pytest.raises(TypeError, match=r"missing 1 required .*: 'defaults' \(Optimizer has no"):
+        stepwell.Optimizer([torch.nn.Parameter(torch.ones(1))])
