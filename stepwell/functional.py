@@ -3,7 +3,7 @@
     adamw(params, grads, exp_avgs, exp_avg_sqs, [], state_steps, amsgrad=False, beta1=0.9, ...)
 
 Each function is made from the class of its rule, so both have one formula, and run on the same
-back-ends. What stands here is what torch calls the arguments, and their order.
+back-ends. This module holds torch's argument names and their order.
 
 Parameters and state are updated in place; an item of a list that is None is filled in. No hook
 runs, and nothing is kept from call to call.
@@ -133,6 +133,12 @@ class _Function:
             raise TypeError(f"{self.name}() {error}") from None
         bound.apply_defaults()
         given = bound.arguments
+        for spelt in (self.params, self.grads, *self.entries):
+            if not isinstance(given[spelt], (list, tuple)):
+                raise TypeError(
+                    f"{self.name}: {spelt} must be a list of Tensors, got "
+                    f"{type(given[spelt]).__name__}"
+                )
         params, grads = given[self.params], given[self.grads]
         optimizer = stand_ins(self.rule, self._options(given), params)
         self._check(params, grads)

@@ -223,6 +223,11 @@ WRONG: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
         {"exp_avgs": [torch.zeros(3)]},
     ),
     "no list": (ValueError, "adamw: max_exp_avg_sqs is empty", {"amsgrad": True}),
+    "a generator": (
+        TypeError,
+        "adamw: grads must be a list of Tensors, got generator",
+        {"grads": (torch.ones(3) for _ in range(2))},
+    ),
     "too few gradients": (ValueError, "adamw: grads must have one gradient", {"grads": []}),
     "no gradient": (
         TypeError,
