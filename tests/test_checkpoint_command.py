@@ -6,6 +6,7 @@ import io
 import re
 import resource
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -14,7 +15,15 @@ from torch import nn
 
 import stepwell
 from stepwell.__main__ import main
-from stepwell.checkpoint import CheckpointError, convert, load, save, to_torch, verify
+from stepwell.checkpoint import (
+    CheckpointError,
+    convert,
+    from_torch,
+    load,
+    save,
+    to_torch,
+    verify,
+)
 from stepwell.state_dict import EXECUTION
 
 from .cases import PLAIN, Case, named, numbers
@@ -271,7 +280,7 @@ def test_torch_goes_on_from_a_converted_file(path, twin):
     model, optimizer = trained(twin.make, model=twin.model)
     save(path, model=model, optimizer=optimizer)
     target = path.with_name("run.pt")
-    assert convert(path, target) is None
+    assert convert(path, target) == "a file of torch.save with model, optimizer"
     content = torch.load(target, weights_only=True)
     assert str(to_torch(path)["optimizer"]) == str(content["optimizer"])
     again, _ = trained(twin.make, 0, twin.model)
@@ -298,9 +307,10 @@ def test_a_file_of_torch_becomes_a_checkpoint(path, capsys, monkeypatch, twin, l
     }
     torch.save(whole if layout == "whole" else state_dict, source)
     names.write_text("\n".join(name for name, _ in model.named_parameters()) + "\n")
+    parts = "model, optimizer; epoch: kept as extra" if layout == "whole" else "optimizer"
     assert said(capsys, "convert", source, path, "--names", names) == (
         0,
-        f"{path} is written\n",
+        f"{path} is written, a checkpoint with {parts}\n",
         "",
     )
     again, ours = trained(twin.make, 0, twin.model)
@@ -386,6 +396,111 @@ def test_names_are_asked_for(path, capsys):
     assert not path.exists()
 
 
+def test_groups_take_names_one_after_the_other(path):
+    """An order that is not the model's, as wherever some parameters do not decay."""
+
+    def groups(model, named=False):
+        pick = [(n, p) if named else p for n, p in model.named_parameters()]
+        return [{"params": pick[1::2], "weight_decay": 0.0}, {"params": pick[::2]}]
+
+    torch.manual_seed(0)
+    model = layers()
+    theirs = torch.optim.AdamW(groups(model))
+    go_on(model, theirs, range(2))
+    names = {param: name for name, param in model.named_parameters()}
+    given = [names[p] for group in theirs.param_groups for p in group["params"]]
+    with pytest.raises(
+        CheckpointError, match=r"order of the optimizer, group after group \(it has"
+    ):
+        from_torch(theirs.state_dict(), path)
+    words = "; names given to its 2 groups one after the other, in the optimizer's order"
+    assert from_torch(theirs.state_dict(), path, given).endswith(words)
+    again = layers()
+    ours = stepwell.AdamW(groups(again, named=True))
+    load(path, optimizer=ours)
+    for (name, param), other in zip(again.named_parameters(), model.parameters(), strict=True):
+        assert_same_bits(ours.state[param]["exp_avg"], theirs.state[other]["exp_avg"], name)
+
+
+@pytest.mark.parametrize("layout", ["whole", "optimizer alone"])
+def test_names_that_the_file_has_itself_are_not_replaced(path, capsys, layout):
+    """State would go to other parameters of the same shape, and nobody would know."""
+    square = lambda: nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))  # noqa: E731
+    model, optimizer = trained(lambda params: stepwell.AdamW(reversed([*params])), model=square)
+    source, names = path.with_name("swap.pt"), path.with_name("names.txt")
+    state_dict = optimizer.state_dict()
+    whole = {"model": model.state_dict(), "optimizer": state_dict}
+    torch.save(whole if layout == "whole" else state_dict, source)
+    known = [name for name, _ in model.named_parameters()]
+    for given, how in ((known, "in another order than"), (["w", *known[2::-1]], "by other names")):
+        names.write_text("\n".join(given))
+        status, _, err = said(capsys, "convert", source, path, "--names", names)
+        assert status == 1
+        assert err.startswith(f"{source} names its parameters itself, {how}")
+        assert err.endswith(": leave out the names\n")
+        assert not path.exists()
+    for given in (None, known[::-1]):
+        convert(source, path, given)
+        again, ours = trained(lambda params: stepwell.AdamW([*params]), 0, square)
+        load(path, optimizer=ours)
+        for (name, param), other in zip(again.named_parameters(), model.parameters(), strict=True):
+            assert_same_bits(ours.state[param]["exp_avg"], optimizer.state[other]["exp_avg"], name)
+
+
+def test_names_that_repeat_in_the_file_may_be_given_with_prefixes(path):
+    models = nn.ModuleDict({"one": layers(), "two": layers()})
+    both = [pair for model in models.values() for pair in model.named_parameters()]
+    state_dict = torch.optim.AdamW(both).state_dict()
+    with pytest.raises(CheckpointError, match="a name, is listed twice"):
+        from_torch(state_dict, path)
+    known = [name for name, _ in models.named_parameters()]
+    with pytest.raises(CheckpointError, match="names its parameters itself, by other names"):
+        from_torch(state_dict, path, known[::-1])
+    from_torch(state_dict, path, known)
+    load(path, optimizer=stepwell.AdamW(models.named_parameters()))
+
+
+@pytest.mark.parametrize("way", ["same", "relative", "link", "hard link"])
+@pytest.mark.parametrize("kind", ["torch", "checkpoint"])
+def test_the_source_is_not_overwritten(path, monkeypatch, way, kind):
+    source = path.with_suffix(".pt")
+    model, _ = trained(stepwell.SGD, 0)
+    if kind == "torch":
+        torch.save(model.state_dict(), source)
+    else:
+        save(source, model=model)
+    before, target = source.read_bytes(), path.with_name("other.pt")
+    monkeypatch.chdir(path.parent)
+    if way == "same":
+        target = source
+    elif way == "relative":
+        target = Path("..") / path.parent.name / source.name
+    elif way == "link":
+        target.symlink_to(source)
+    else:
+        target.hardlink_to(source)
+    with pytest.raises(CheckpointError, match="itself: give the target another name"):
+        convert(source, target)
+    assert source.read_bytes() == before
+
+
+def test_a_file_of_torch_is_not_called_safetensors(path, capsys):
+    model, _ = trained(stepwell.SGD, 0)
+    save(path, model=model, with_random_state=True)
+    target, link = path.with_name("b.Safetensors"), path.with_name("link.pt")
+    link.symlink_to(target)
+    for each in (target, link):
+        status, _, err = said(capsys, "convert", path, each)
+        assert status == 1
+        assert f"{each}: the source is a checkpoint, of which a file of torch.save is made" in err
+        assert not target.exists()
+    target = path.with_name("c2.pt")
+    assert said(capsys, "convert", path, target)[1] == (
+        f"{target} is written, a file of torch.save with model; without the states of random "
+        "number generators\n"
+    )
+
+
 class Payload:
     """What a pickle may do."""
 
@@ -404,7 +519,7 @@ LARGE = torch.ones(1).expand(1 << 30, 1 << 10)
 OTHERS = {
     "a payload": (Payload(), "holds print, which only code in the file could load"),
     "a payload inside": ({"optimizer": Payload()}, "holds print, which only code"),
-    "a number": (3, "holds a int, no state dicts"),
+    "a number": (3, "holds no state dicts, but is of type int"),
     "nothing": ({}, "holds neither"),
     "no optimizer": ({"optimizer": 3}, "holds neither"),
     "two optimizers": (

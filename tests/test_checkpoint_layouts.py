@@ -39,7 +39,7 @@ OTHER = _training(torch.optim, 1)[1].state_dict()
 LOSS_SCALE = {"scale": 8.0}
 LATE = {**SCHEDULE, "last_epoch": 7}
 
-# what was saved; which parts are read; what is said to be left
+# what was saved; which parts are read; what is said to be kept as extra
 LAYOUTS: dict[str, tuple[Any, str, str | None]] = {
     "torch": (
         {"model_state_dict": MODEL, "optimizer_state_dict": OPTIMIZER, "scheduler": SCHEDULE},
@@ -57,7 +57,7 @@ LAYOUTS: dict[str, tuple[Any, str, str | None]] = {
             "lr_schedulers": [SCHEDULE],
         },
         "model optimizer scheduler",
-        None,
+        "epoch, pytorch-lightning_version, loops: kept as extra",
     ),
     "lightning, weights alone": (
         {"state_dict": MODEL, "optimizer_states": [], "lr_schedulers": []},
@@ -89,9 +89,9 @@ LAYOUTS: dict[str, tuple[Any, str, str | None]] = {
         None,
     ),
     "under a key that nobody knows": (
-        {"net": MODEL, "adam": OPTIMIZER, "cosine": SCHEDULE},
+        {"epoch": 3, "net": MODEL, "adam": OPTIMIZER, "cosine": SCHEDULE},
         "optimizer scheduler",
-        None,
+        "net (tensors), epoch: kept as extra",
     ),
     "deeper": (
         {"model": MODEL, "callbacks": {"ema": {"opt": [OPTIMIZER]}}, "other_sched": {"t": 1}},
@@ -112,6 +112,16 @@ LAYOUTS: dict[str, tuple[Any, str, str | None]] = {
     "optimizer.pt": (OPTIMIZER, "optimizer", None),
     "scheduler.pt": (SCHEDULE, "scheduler", None),
     "a list": ([OPTIMIZER], "optimizer", None),
+    "a list of all": (
+        [MODEL, OPTIMIZER, SCHEDULE],
+        "optimizer scheduler",
+        "0 (tensors): kept as extra",
+    ),
+    "much else": (
+        {"model": MODEL, **dict.fromkeys(map(str, range(25)), 1)},
+        "model",
+        f"{', '.join(map(str, range(20)))}, ... and 5 more: kept as extra",
+    ),
 }
 
 
@@ -137,7 +147,8 @@ def test_each_layout_is_read(name: str, tmp_path: Path) -> None:
     content, parts, said = LAYOUTS[name]
     source, path = tmp_path / "in.pt", tmp_path / "out.safetensors"
     torch.save(content, source)
-    assert convert(source, path, NAMES if "optimizer" in parts else None) == said
+    expected = f"a checkpoint with {', '.join(parts.split())}" + (f"; {said}" if said else "")
+    assert convert(source, path, NAMES if "optimizer" in parts else None) == expected
     extra = _assert_loads(path, parts) or {}
     # what is read is not there a second time
     kept = {key for key, value in extra.items() if value and value != {"loss_scaler": LOSS_SCALE}}
@@ -191,7 +202,10 @@ def test_of_several_optimizers_one_is_asked_for(name: str, tmp_path: Path, capsy
 def test_of_several_schedules_one_is_asked_for(tmp_path: Path) -> None:
     content, path = LAYOUTS["two schedules"][0], tmp_path / "out"
     said = from_torch(content, path, NAMES, scheduler="param_schedulers.0")
-    assert said == "param_schedulers.1 (a schedule): kept as extra"
+    assert said == (
+        "a checkpoint with model, optimizer, scheduler; param_schedulers.1 (a schedule): kept as "
+        "extra"
+    )
     extra = _assert_loads(path, "model optimizer scheduler")
     assert extra["param_schedulers"][0] is None
     assert extra["param_schedulers"][1]["last_epoch"] == 7

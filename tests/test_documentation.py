@@ -86,7 +86,7 @@ def test_pages_begin_with_an_example_that_stands_alone():
 
 # what examples compute without printing it
 COMPUTED = {
-    "docs/checkpoints.md": {"epoch": 3, "names": "weight\nbias"},
+    "docs/checkpoints.md": {"epoch": 3, "in_order": ["weight", "bias"]},
     "docs/schedules.md": {"schedule.last_epoch": 700},
 }
 

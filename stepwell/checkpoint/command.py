@@ -44,7 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 "--names",
                 type=Path,
                 metavar="FILE",
-                help="the names of the parameters, one to a line, in the order of the optimizer",
+                help="where a file of torch has none: the names of the parameters, one to a line, "
+                "in the order of the optimizer, group after group",
             )
             for part in ("optimizer", "scheduler"):
                 command.add_argument(
@@ -104,9 +105,7 @@ def _convert(args: argparse.Namespace, console: Console) -> int:
     said = convert(
         args.source, args.target, names, optimizer=args.optimizer, scheduler=args.scheduler
     )
-    console.print(
-        Text(f"{args.target} is written" + (f" ({said})" if said else "")), soft_wrap=True
-    )
+    console.print(Text(printable(f"{args.target} is written, {said}")), soft_wrap=True)
     return 0
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..matching import shown
 from ..state_dict import read
 from .contents import header_of, packed_optimizer
 from .foreign import in_layout_of_torch, stand_ins
@@ -35,6 +36,11 @@ PARTS = ("model", "averaged", "scheduler", "extra")
 UNSAFE = re.compile(r"(?:GLOBAL|[Uu]nsupported class) ([A-Za-z_][\w.]*)")
 """How torch says that a file asks for something that is no tensor or plain value."""
 
+SUFFIX = ".safetensors"
+
+LISTED = 20
+"""How many entries of `extra` are named."""
+
 REPEATS, SPARE = 16, 1 << 26
 """How often the bytes of a file may be repeated in what is made of it, and bytes beyond that."""
 
@@ -46,37 +52,47 @@ def convert(
     *,
     optimizer: str | None = None,
     scheduler: str | None = None,
-) -> str | None:
+) -> str:
     """Make a file of torch of a checkpoint, or a checkpoint of a file of torch.
 
     Args:
         source: the file that is read
-        target: the file that is written
-        names: those of the parameters, in the optimizer's order, where a file of torch has none
+        target: the file that is written; not the source, and no .safetensors for a file of torch
+        names: those of the parameters, in the optimizer's order, group after group, where a file
+            of torch has none
         optimizer, scheduler: where in a file of torch with several the one is that is taken, such
             as "optimizer_states.1"
 
     Returns:
-        what a user has to know, in words: what of another library was read, and which optimizers
-        and schedules have become `extra`; or None
+        in words which of the two was made and with which parts, what of another library was read,
+        and what has become `extra`
 
     Raises:
-        CheckpointError: the source is damaged, or nothing that could be converted
+        CheckpointError: the source is damaged, or nothing that could be converted; it has other
+            names than those given; or the target must not be written
         OSError: it cannot be read, or the target not be written
     """
+    _check_apart(Path(source), Path(target))
     try:
         with opened(source) as file:
             file.check(file.header.entries)
-            content = _content(file)
+            content, has_random = _content(file), "random" in file.description
     except CheckpointError as refused:
         found = _torch_file(Path(source), refused)
     else:
         _save_for_torch(content, Path(target))
-        return None
+        left = "; without the states of random number generators" if has_random else ""
+        return f"a file of torch.save with {', '.join(content) or 'nothing'}{left}"
     try:
         return from_torch(found, target, names, optimizer=optimizer, scheduler=scheduler)
     except CheckpointError as error:
         raise CheckpointError(f"{Path(source)} {error}") from error.__cause__
+
+
+def _check_apart(source: Path, target: Path) -> None:
+    """Check that the source is not what would be overwritten, whatever name it goes by."""
+    if source.exists() and target.exists() and source.samefile(target):
+        raise CheckpointError(f"{target} is {source} itself: give the target another name")
 
 
 def _torch_file(path: Path, refused: CheckpointError) -> Any:
@@ -127,6 +143,13 @@ def _content(file: File) -> dict[str, Any]:
 
 
 def _save_for_torch(content: dict[str, Any], target: Path) -> None:
+    # a link is followed, so what it leads to counts as well
+    if SUFFIX in (target.suffix.lower(), Path(os.path.realpath(target)).suffix.lower()):
+        raise CheckpointError(
+            f"{target}: the source is a checkpoint, of which a file of torch.save is made, and "
+            f"that is no {SUFFIX} file: give the target another name, such as "
+            f"{target.with_suffix('.pt').name}"
+        )
     with replacing(target) as fd, os.fdopen(os.dup(fd), "wb") as file:
         try:
             torch.save(content, file)
@@ -142,21 +165,22 @@ def from_torch(
     *,
     optimizer: str | None = None,
     scheduler: str | None = None,
-) -> str | None:
+) -> str:
     """Write a checkpoint of what `torch.load` gave.
 
     Args:
         content: an optimizer's state dict, or a dict that holds one and perhaps the model's
         target: the file
-        names: those of the parameters, in the optimizer's order, unless its groups have them
+        names: those of the parameters, in the optimizer's order, group after group, unless its
+            groups have them
         optimizer, scheduler: where the one is that is taken, as for `convert`
 
     Returns:
-        what a user has to know, as `convert` does
+        what was made of what, as `convert` does
 
     Raises:
-        CheckpointError: there is no optimizer in it, names are missing, or something in it is
-            nothing that a checkpoint could hold
+        CheckpointError: there is no optimizer in it, names are missing or not its own, or
+            something in it is nothing that a checkpoint could hold
         OSError: the file cannot be written
     """
     with _refusing():
@@ -165,8 +189,9 @@ def from_torch(
         description, said = _description(packer, parts.found, names)
         _check_size(packer.tensors.values())
         Writing(Path(target), packer.tensors, {**header_of(), **description}, None).run()
-    left = f"{', '.join(parts.left)}: kept as extra" if parts.left else None
-    return "; ".join(filter(None, (said, left))) or None
+    found = ", ".join(part for part in parts.found if part != "extra")
+    left = f"{', '.join(shown(parts.left, LISTED))}: kept as extra" if parts.left else None
+    return "; ".join(filter(None, (f"a checkpoint with {found}", *said, left)))
 
 
 @contextmanager
@@ -189,15 +214,16 @@ def _refusing() -> Iterator[None]:
 
 def _description(
     packer: Packer, parts: dict[str, Any], names: Sequence[str] | None
-) -> tuple[dict[str, Any], str | None]:
-    """What the header says of these parts, and what of another library is among them."""
+) -> tuple[dict[str, Any], list[str | None]]:
+    """What the header says of these parts, and what its user has to know of the optimizer."""
     others = {part: packer.pack(parts[part], part) for part in parts if part != "optimizer"}
     if "optimizer" not in parts:
-        return others, None
-    named = _named(parts["optimizer"], names)
+        return others, []
+    named, said = _named(parts["optimizer"], names)
     params = _params(named, parts.get("model"))
-    state_dict, said = in_layout_of_torch(named, params)
-    return {**others, "optimizer": packed_optimizer(packer, state_dict, params, rule="")}, said
+    state_dict, library = in_layout_of_torch(named, params)
+    packed = packed_optimizer(packer, state_dict, params, rule="")
+    return {**others, "optimizer": packed}, [library, said]
 
 
 def _params(state_dict: Mapping[str, Any], model: Any) -> dict[str, Tensor | None]:
@@ -216,20 +242,52 @@ def _check_size(tensors: Iterable[Tensor]) -> None:
         raise CheckpointError(f"claims {claimed:,} bytes of tensors, and holds {held:,}")
 
 
-def _named(state_dict: Any, names: Sequence[str] | None) -> dict[str, Any]:
-    """The state dict with the names of all parameters."""
+def _named(state_dict: Any, names: Sequence[str] | None) -> tuple[dict[str, Any], str | None]:
+    """The state dict with the names of all parameters, and what to say of those given."""
     saved = read(state_dict, "its optimizer")
-    count = sum(len(group["params"]) for group in saved.groups)
-    if names is not None and len(names) != count:
-        raise CheckpointError(f"has {count} parameters, and {len(names)} names are given")
-    left = iter(names or ())
+    own = [name for group in saved.groups for name in _own_names(group)]
+    if names is not None:
+        _check_given(own, names)
+    elif None in own:
+        count = len(saved.groups)
+        raise CheckpointError(
+            "does not name its parameters: give the names in the order of the optimizer, "
+            f"{f'group after group (it has {count}), ' if count > 1 else ''}which need not be "
+            "that of model.named_parameters(), with names=[...], or on the command line with "
+            "--names FILE, one to a line"
+        )
+    left = iter(own if names is None else names)
     for group in saved.groups:
-        if names is not None:
-            group["param_names"] = [next(left) for _ in group["params"]]
-        if len(group.get("param_names", ())) != len(group["params"]):
-            raise CheckpointError(
-                "does not name its parameters: give the names, those of "
-                "model.named_parameters() in the order in which the optimizer has them, with "
-                "names=[...], or on the command line with --names FILE, one to a line"
-            )
-    return {"state": saved.state, "param_groups": saved.groups}
+        group["param_names"] = [next(left) for _ in group["params"]]
+    said = None
+    if None in own and len(saved.groups) > 1:
+        count = len(saved.groups)
+        said = f"names given to its {count} groups one after the other, in the optimizer's order"
+    return {"state": saved.state, "param_groups": saved.groups}, said
+
+
+def _own_names(group: Mapping[str, Any]) -> Sequence[Any]:
+    """The names that a saved group has itself, or None for each parameter."""
+    names = group.get("param_names")
+    return names if names and len(names) == len(group["params"]) else [None] * len(group["params"])
+
+
+def _check_given(own: Sequence[Any], names: Sequence[str]) -> None:
+    """Refuse names that are not those which the file has itself.
+
+    Where these repeat, as those of two models in one optimizer, they may be given with prefixes.
+    """
+    if len(names) != len(own):
+        raise CheckpointError(f"has {len(own)} parameters, and {len(names)} names are given")
+    known = [name for name in own if name is not None]
+    pairs = zip(own, names, strict=True)
+    differing = [(mine, given) for mine, given in pairs if mine is not None and mine != given]
+    repeat = len(set(known)) < len(known)
+    if not differing or (repeat and all(given.endswith(f".{mine}") for mine, given in differing)):
+        return
+    how = "in another order than" if {*known} == {*names} else "by other names than"
+    mine, given = differing[0]
+    raise CheckpointError(
+        f"names its parameters itself, {how} --names or names=, which has {given!r:.80} "
+        f"for its {mine!r:.80}: leave out the names"
+    )

@@ -6,7 +6,6 @@ optimizers and schedules are also known by what is in them.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -53,9 +52,6 @@ SCHEDULES = (
 )
 """Keys that only the state dicts of schedules have: torch's, ReduceLROnPlateau's, mmengine's."""
 
-TRAINED = re.compile("optim|sched", re.IGNORECASE)
-"""How keys of optimizers and schedules sound."""
-
 DEEPEST = 6
 """How deep state dicts are looked for in what becomes `extra`."""
 
@@ -66,7 +62,7 @@ class Parts(NamedTuple):
     Attributes:
         found: state dicts under "model", "optimizer" and "scheduler", and everything else as
             "extra"
-        left: where in `extra` there seems to be an optimizer or a schedule
+        left: what is in `extra`; first, where there seem to be optimizers, schedules and models
     """
 
     found: dict[str, Any]
@@ -87,14 +83,14 @@ def parts_of(content: Any, asked: Mapping[str, str | None]) -> Parts:
     if isinstance(content, (list, tuple)):
         content = {str(index): item for index, item in enumerate(content)}
     elif not isinstance(content, Mapping):
-        raise CheckpointError(f"holds a {type(content).__name__}, no state dicts")
+        raise CheckpointError(f"holds no state dicts, but is of type {type(content).__name__}")
     if _is_optimizer(content):
         content = {"optimizer": content}
     places = {part: _chosen(content, part, asked.get(part)) for part in SPELLINGS}
     found = {part: _at(content, place) for part, place in places.items() if place is not None}
     if found:
         extra = _without(content, [place for place in places.values() if place is not None])
-        left = list(_left(extra, ""))
+        left = _left(extra)
         if beside := _beside(found.get("optimizer")):
             place = str(places["optimizer"])
             extra[place] = beside
@@ -102,7 +98,7 @@ def parts_of(content: Any, asked: Mapping[str, str | None]) -> Parts:
         return Parts({**found, **({"extra": extra} if extra else {})}, left)
     if _is_schedule(content):
         return Parts({"scheduler": content}, [])
-    if content and all(isinstance(value, Tensor) for value in content.values()):
+    if _is_model(content):
         return Parts({"model": content}, [])
     keys = ", ".join(f"{key!s:.40}" for key in [*content][:20]) or "nothing"
     raise CheckpointError(
@@ -123,6 +119,11 @@ def _beside(state_dict: Any) -> dict[Any, Any]:
 
 def _is_schedule(value: Any) -> bool:
     return isinstance(value, Mapping) and any(keys <= value.keys() for keys in SCHEDULES)
+
+
+def _is_model(value: Any) -> bool:
+    is_filled = isinstance(value, Mapping) and len(value) > 0
+    return is_filled and all(isinstance(item, Tensor) for item in value.values())
 
 
 def _chosen(content: Mapping[Any, Any], part: str, asked: str | None) -> str | None:
@@ -190,20 +191,28 @@ def _without(content: Mapping[Any, Any], places: Sequence[str]) -> dict[Any, Any
     return kept
 
 
-def _left(value: Any, place: str, seen: frozenset[int] = frozenset()) -> Iterator[str]:
-    """Where there seem to be optimizers and schedules."""
-    if _is_optimizer(value) or _is_schedule(value):
-        yield f"{place} ({'an optimizer' if _is_optimizer(value) else 'a schedule'})"
-        return
+def _left(extra: Mapping[Any, Any]) -> list[str]:
+    """What is left: places of what seems to be a part of a training, then everything else."""
+    known: list[str] = []
+    others: list[str] = []
+    for key, item in extra.items():
+        found = list(_trained(item, f"{key!s:.80}"))
+        known += found
+        is_empty = isinstance(item, (Mapping, list, tuple)) and not item
+        others += [] if found or is_empty else [f"{key!s:.80}"]
+    return known + others
+
+
+def _trained(value: Any, place: str, seen: frozenset[int] = frozenset()) -> Iterator[str]:
+    """Where there seem to be optimizers, schedules and models."""
+    kinds = {"an optimizer": _is_optimizer, "a schedule": _is_schedule, "tensors": _is_model}
+    for words, is_one in kinds.items():
+        if is_one(value):
+            yield f"{place} ({words})"
+            return
     if id(value) in seen or len(seen) == DEEPEST:
         return
     items = dict(enumerate(value)) if isinstance(value, (list, tuple)) else value
-    if not isinstance(items, Mapping):
-        return
-    for key, item in items.items():
-        inner = f"{place}.{key}" if place else str(key)
-        found = list(_left(item, inner, seen | {id(value)}))
-        is_container = isinstance(item, (Mapping, list, tuple)) and len(item) > 0
-        if not found and not place and is_container and TRAINED.search(inner):
-            found = [inner]
-        yield from found
+    if isinstance(items, Mapping):
+        for key, item in items.items():
+            yield from _trained(item, f"{place}.{key}", seen | {id(value)})
