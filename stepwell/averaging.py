@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .cohort import PLAIN_TYPES, has_gaps_or_overlaps
-from .composing import compose
+from .composing import check_class, compose
 from .language import Average
 from .optimizer import Optimizer
 from .wrapped import inner_optimizer
@@ -53,17 +53,18 @@ def averaged(rule: type[Optimizer]) -> type[Optimizer]:
     0.0
 
     Raises:
-        TypeError: not a rule that is a formula, as `Muon` and `LBFGS` are not, or one that has an
-            average already
+        TypeError: not the class of a rule that is a formula, as `Muon` and `LBFGS` are not, or one
+            that has an average already
     """
+    check_class(rule, "averaged", "averaged({})")
     if Average in getattr(rule, "transforms", ()):
         raise TypeError(
             f"averaged: {rule.__name__} keeps an average already, and there is only one"
         )
     if getattr(rule, "formula", rule) is None:
         raise TypeError(
-            f"averaged: {rule.__name__} is no formula that an average could be part of; average "
-            "its model with stepwell.swa_utils.AveragedModel"
+            f"averaged: {rule.__name__} is not a per-element formula, so the average cannot be "
+            "computed in its step; use stepwell.swa_utils.AveragedModel"
         )
     return compose(rule, Average)
 
@@ -105,16 +106,25 @@ def averaged_weights(
 
 def _parts(optimizer: Any) -> list[Any]:
     """The optimizer itself, or those that it combines."""
-    parts = list(getattr(optimizer, "optimizers", {"": optimizer}).values())
-    for part in parts:
-        formula = getattr(part, "formula", None)
-        if formula is None or "average" not in formula.slots:
+    combined = getattr(optimizer, "optimizers", {})
+    for name, part in combined.items():
+        if not _keeps_averages(part):
             raise TypeError(
-                f"averaged_weights: {type(part).__name__} keeps no averages; make it with "
-                "stepwell.averaged(stepwell.AdamW)(params, ...), or another rule, or average the "
-                "model with stepwell.swa_utils.AveragedModel"
+                f"averaged_weights: {name!r} in {type(optimizer).__name__} keeps no averages; "
+                "average the whole model with stepwell.swa_utils.AveragedModel"
             )
-    return parts
+    if not (combined or _keeps_averages(optimizer)):
+        raise TypeError(
+            f"averaged_weights: {type(optimizer).__name__} keeps no averages; make it with "
+            "stepwell.averaged(stepwell.AdamW)(params, ...), or another rule, or average the "
+            "model with stepwell.swa_utils.AveragedModel"
+        )
+    return list(combined.values()) or [optimizer]
+
+
+def _keeps_averages(optimizer: Any) -> bool:
+    formula = getattr(optimizer, "formula", None)
+    return formula is not None and "average" in formula.slots
 
 
 @contextmanager

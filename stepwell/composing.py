@@ -5,10 +5,12 @@ from __future__ import annotations
 import copyreg
 from typing import Any
 
+from torch.optim import Optimizer as TorchOptimizer
+
 from .language import Transform
 from .optimizer import Optimizer
 
-__all__ = ["compose"]
+__all__ = ["check_class", "compose"]
 
 
 def compose(rule: type[Optimizer], *transforms: type[Transform]) -> type[Optimizer]:
@@ -43,7 +45,27 @@ def compose(rule: type[Optimizer], *transforms: type[Transform]) -> type[Optimiz
     return made[applied]
 
 
+def check_class(rule: Any, owner: str, call: str) -> None:
+    """Refuse an optimizer that has been made already, where its class is meant.
+
+    Args:
+        rule: what was given
+        owner: whom the message names
+        call: what to write, with {} for the name of the class
+
+    Raises:
+        TypeError: it is an instance
+    """
+    if isinstance(rule, TorchOptimizer):
+        name = type(rule).__name__
+        raise TypeError(
+            f"{owner}: rule must be a class, got an instance of {name}; use "
+            f"{call.format(name)}(params, ...)"
+        )
+
+
 def _check_parts(rule: Any, transforms: tuple[Any, ...]) -> None:
+    check_class(rule, "compose", "compose({}, ...)")
     if not (isinstance(rule, type) and issubclass(rule, Optimizer) and rule.formula is not None):
         raise TypeError(f"compose: rule must be an optimizer class of stepwell, got {rule!r}")
     for transform in transforms:

@@ -308,11 +308,18 @@ def _fit(entry: Any, place: Place, source: Group, layout: Layout | None) -> tupl
         if name in present
     }
     report = LoadReport(
-        tuple(f"{place.label}: {nearest(n, foreign, 'the state dict has')}" for n in missing),
+        tuple(f"{place.label}: {_lacking(n, slots[n], foreign, lacks)}" for n in missing),
         tuple(f"{place.label}: {name}" for name in foreign),
         tuple(f"{place.label}: {n} {problem}" for n, problem in problems.items() if problem),
     )
     return report, not (lacks or report.unexpected or report.mismatched)
+
+
+def _lacking(name: str, slot: Slot, foreign: Sequence[str], lacks: Sequence[str]) -> str:
+    """What a saved state has not; what a transform begins anew is no reason not to load it."""
+    if slot.added and not lacks:
+        return f"{name} (the state dict has none; strict=False begins it anew)"
+    return nearest(name, foreign, "the state dict has")
 
 
 def _problem(name: str, value: Any, slot: Slot, param: Tensor) -> str | None:

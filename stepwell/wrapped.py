@@ -8,7 +8,7 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-__all__ = ["inner_optimizer", "inner_scheduler"]
+__all__ = ["inner_optimizer", "inner_scheduler", "innermost"]
 
 
 def inner_optimizer(optimizer: Any, owner: str) -> Optimizer:
@@ -26,11 +26,24 @@ def inner_optimizer(optimizer: Any, owner: str) -> Optimizer:
             f"{owner}: optimizer must be a torch.optim.Optimizer, got "
             f"{type(optimizer).__module__}.{type(optimizer).__name__}"
         )
-    for name, inner in _held(optimizer, Optimizer):
-        if _have_same_groups(optimizer, inner):
-            _check_saves_the_same(optimizer, inner, name, owner)
-            return inner_optimizer(inner, owner)
-    return optimizer
+    inside = _inside(optimizer)
+    if inside is None:
+        return optimizer
+    name, inner = inside
+    _check_saves_the_same(optimizer, inner, name, owner)
+    return inner_optimizer(inner, owner)
+
+
+def innermost(source: Any) -> Any:
+    """The optimizer inside of all wrappers, to be looked at; anything else as it is."""
+    inside = _inside(source) if isinstance(source, Optimizer) else None
+    return source if inside is None else innermost(inside[1])
+
+
+def _inside(optimizer: Any) -> tuple[str, Any] | None:
+    """The optimizer that this one is around, and the attribute that has it."""
+    held = _held(optimizer, Optimizer)
+    return next((found for found in held if _have_same_groups(optimizer, found[1])), None)
 
 
 def inner_scheduler(scheduler: Any) -> Any:

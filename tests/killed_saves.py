@@ -125,7 +125,7 @@ def main(kills: int, folder: Path) -> None:
             interrupted += any(name.name.startswith(".") for name in place.iterdir())
             step = check(place, done, mode)
         # the next save removes what killed ones have left
-        save(place / "step-0.safetensors", keep=3)
+        save(place / "step-0.safetensors", extra=0, keep=3)
         left = len(list(place.iterdir()))
         if left != (2 if mode in ("one", "background") else 3):
             raise AssertionError(f"{left} files are left in {place}")

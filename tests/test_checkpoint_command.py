@@ -542,8 +542,8 @@ OTHERS = {
         optimizer_of({"params": [0], "param_names": ["/../w"]}, state={0: {"m": torch.ones(2)}}),
         "must not be named",
     ),
-    "itself": ({"model": {}, "endless": ENDLESS}, "is a list that contains itself"),
-    "a set": ({"model": {}, "set": {1}}, "is a set, which a checkpoint cannot hold"),
+    "itself": ({"model": {}, "endless": ENDLESS}, r"\(list\) contains itself"),
+    "a set": ({"model": {}, "set": {1}}, "has type set, which a checkpoint cannot hold"),
     "sparse": (optimizer_of(GROUP, state={0: {"m": torch.eye(2).to_sparse()}}), "only dense"),
     # 4 TB from a file of 1 KB
     "a model that repeats": ({"model": {"w": LARGE}}, "claims 4,398,046,511,104 bytes"),

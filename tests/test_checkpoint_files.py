@@ -472,7 +472,7 @@ def test_a_first_run_has_no_folder_yet(tmp_path, monkeypatch):
         start = load(newest).extra["step"] if (newest := latest(folder)) else 0
         assert start == step - 1
         save(folder / f"step-{step}.safetensors", extra={"step": step}, keep=3, background=step > 1)
-    save(folder / "other" / "step-1.safetensors", background=True).wait()
+    save(folder / "other" / "step-1.safetensors", extra=1, background=True).wait()
     assert files(folder) == ["other", "step-1.safetensors", "step-2.safetensors"]
     if sys.platform == "linux":
         # the names of new folders survive a loss of power

@@ -253,12 +253,12 @@ STRANGERS: dict[str, tuple[Any, str, str]] = {
     ),
     "text": (
         lambda path: path.write_text("hello " * 9),
-        "is no checkpoint of stepwell: it does not start like one$",
+        "is not a stepwell checkpoint: its header is not that of one$",
         "and no file of torch",
     ),
     "nothing": (
         lambda path: path.write_text(""),
-        "is no checkpoint of stepwell",
+        "is not a stepwell checkpoint: its header",
         "and no file of torch",
     ),
 }

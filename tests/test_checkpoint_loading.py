@@ -61,7 +61,7 @@ def test_values_that_no_file_can_hold_are_named(path):
     save(path, extra=deep)
     assert load(path).extra == deep
     for value, words in (
-        (loop, r"extra.list.0 is a dict that contains itself"),
+        (loop, r"extra.list.0 \(dict\) contains itself"),
         ([deep], r"extra.0.a.* lies in 100 containers"),
         ({"n": 10**5000}, r"extra.n is a number of 16,610 bits, a checkpoint holds 14,000"),
     ):
@@ -316,6 +316,31 @@ def test_what_is_no_module_is_refused_at_the_door(path):
         save(path, model=model)
         with pytest.raises(TypeError, match=f"load: {part} must be a torch.nn.Module, got Ordered"):
             load(path, **{part: model.state_dict()})
+
+
+def test_nothing_is_not_saved(path):
+    for given in ({}, {"extra": None}, {"keep": 3}):
+        with pytest.raises(TypeError, match=r"^save: nothing to save: pass model=, optimizer=, "):
+            save(path, **given)
+    assert not path.exists()
+    save(path, extra={})
+
+
+def test_what_is_no_schedule_is_refused_at_the_door(path):
+    optimizer = stepwell.SGD(nn.Linear(2, 2).named_parameters(), lr=0.1)
+    scheduler = stepwell.lr_scheduler.StepLR(optimizer, 2)
+    save(path.with_name("whole"), optimizer=optimizer, scheduler=scheduler)
+    for given, got in (
+        ([scheduler], "list"),
+        (scheduler.state_dict(), "dict"),
+        (stepwell.lr_scheduler.StepLR, "the class StepLR"),
+    ):
+        words = rf"scheduler must be one schedule, .* load_state_dict\(\), got {got}$"
+        with pytest.raises(TypeError, match=f"^save: {words}"):
+            save(path, scheduler=given)
+        with pytest.raises(TypeError, match=f"^load: {words}"):
+            load(path.with_name("whole"), optimizer=optimizer, scheduler=given)
+    assert not path.exists()
 
 
 # Inference mode
@@ -631,7 +656,8 @@ class MoodyLambda(LambdaLR):
 
 def stated(state, name):
     """What is saved as a schedule of a class of this name, with this state."""
-    return type(name, (), {"state_dict": lambda self: state})()
+    methods = {"state_dict": lambda self: state, "load_state_dict": lambda self, state: None}
+    return type(name, (), methods)()
 
 
 @pytest.mark.parametrize("library", [stepwell.lr_scheduler, torch.optim.lr_scheduler])

@@ -214,6 +214,20 @@ def test_files_that_name_a_wrapped_schedule_load(tmp_path: Path, monkeypatch: An
         load(path, **Training().parts)
 
 
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_tables_show_what_is_inside_of_wrappers(wrapper: str) -> None:
+    """Also of one that keeps more, which only loses that when it is saved."""
+    optimizer = Training().optimizer
+    hidden, others = stepwell.groups.muon_split(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)))
+    parts = {"muon": stepwell.Muon(hidden), "adamw": stepwell.AdamW(others)}
+    combined = stepwell.Combined(parts)
+    for each in (optimizer, combined):
+        expected = str(stepwell.groups.table(each))
+        assert str(stepwell.groups.table(WRAPPERS[wrapper](each))) == expected
+        assert str(stepwell.groups.table(Lookahead(each))) == expected
+    assert expected.index("Muon (lr=0.001") < expected.index("AdamW (lr=0.001")
+
+
 def test_averages_of_wrapped_optimizers_are_shown() -> None:
     for wrapper in WRAPPERS:
         training = Training(wrapper)

@@ -388,8 +388,12 @@ def test_a_checkpoint_of_other_rules_is_refused(
     hidden, others = muon_split(model, head="4.weight")
     sgd = stepwell.Combined({"muon": stepwell.Muon(hidden), "adamw": stepwell.SGD(others)})
     words = r"state of Combined\(adamw=AdamW, muon=Muon\), not Combined\(adamw=SGD, muon=Muon\)"
-    with pytest.raises(checkpoint.CheckpointError, match=words):
+    with pytest.raises(checkpoint.CheckpointError, match=rf"{words}\n"):
         checkpoint.load(path, optimizer=sgd)
+    parts = {"first": stepwell.Muon(hidden), "rest": stepwell.AdamW(others)}
+    words = r"not Combined\(first=Muon, rest=AdamW\); give the .* saved names: 'adamw', 'muon'\n"
+    with pytest.raises(checkpoint.CheckpointError, match=words):
+        checkpoint.load(path, optimizer=stepwell.Combined(parts))
     with pytest.raises(checkpoint.CheckpointError, match=r"not AdamW"):
         checkpoint.load(path, optimizer=stepwell.AdamW(model.named_parameters()))
 
@@ -586,7 +590,9 @@ def test_averages_of_all_parts() -> None:
         assert all(torch.equal(optimizer.state[param][key], kept[key]) for key in kept)
     mixed = stepwell.Combined({"sgd": parts["sgd"], "muon": stepwell.Muon([params[4]])})
     with (
-        pytest.raises(TypeError, match="averaged_weights: Muon keeps no averages"),
+        pytest.raises(
+            TypeError, match=r"averaged_weights: 'muon' in Combined keeps no averages; aver"
+        ),
         stepwell.averaged_weights(mixed),
     ):
         pass

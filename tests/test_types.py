@@ -108,6 +108,9 @@ optim.lr_scheduler.ReduceLROnPlateau(adamw, "min", patience=3).step(0.5)
 
 saved = optim.checkpoint.save("a.safetensors", model=model, optimizer=adamw, extra={"epoch": 3})
 epoch = optim.checkpoint.load("a.safetensors", model=model, optimizer=adamw).extra["epoch"]
+wrapped: torch.optim.Optimizer = adamw
+optim.checkpoint.load("a.safetensors", model=model, optimizer=wrapped, scheduler=as_torchs_schedule)
+optim.checkpoint.load("a.safetensors", optimizer=model)  # arg-type
 print(optim.groups.table(optim.AdamW(optim.groups.no_decay(model), lr=1e-3)), optim.__version__)
 average = optim.swa_utils.AveragedModel(model, use_buffers=True)
 optim.plot.schedule(curve).savefig("a.png")

@@ -23,6 +23,7 @@ from .values import Packer
 __all__ = [
     "check_module",
     "check_named",
+    "check_scheduler",
     "composition_of",
     "describe",
     "header_of",
@@ -84,6 +85,21 @@ def check_module(module: Any, what: str) -> None:
     """
     if not isinstance(module, torch.nn.Module):
         raise TypeError(f"{what} must be a torch.nn.Module, got {type(module).__name__}")
+
+
+def check_scheduler(scheduler: Any, owner: str) -> None:
+    """Check that this has a state, whoever has made it.
+
+    Raises:
+        TypeError: it is something else, a list of schedules say
+    """
+    methods = [getattr(scheduler, name, None) for name in ("state_dict", "load_state_dict")]
+    if isinstance(scheduler, type) or not all(map(callable, methods)):
+        is_class = isinstance(scheduler, type)
+        raise TypeError(
+            f"{owner}: scheduler must be one schedule, with state_dict() and load_state_dict(), "
+            f"got {f'the class {scheduler.__name__}' if is_class else type(scheduler).__name__}"
+        )
 
 
 def check_named(given: Sequence[Any], function: str) -> None:

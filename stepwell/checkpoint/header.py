@@ -219,10 +219,10 @@ def _stranger(start: bytes) -> str:
         )
     if start[8:9] == b"{":
         return (
-            "is no checkpoint of stepwell, but a safetensors file that holds no training, or a "
+            "is not a stepwell checkpoint, but a safetensors file that holds no training, or a "
             "damaged one: model.load_state_dict(safetensors.torch.load_file(path)) loads weights"
         )
-    return "is no checkpoint of stepwell: it does not start like one"
+    return "is not a stepwell checkpoint: its header is not that of one"
 
 
 def parse(header: bytes, num_bytes: int) -> Header:

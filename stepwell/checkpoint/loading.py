@@ -18,7 +18,7 @@ from ..state_dict import Loading, Policy
 from ..wrapped import inner_optimizer, inner_scheduler
 from . import schedules, states
 from .background import Background
-from .contents import check_module, check_named, named, rule_of
+from .contents import check_module, check_named, check_scheduler, named, rule_of
 from .header import CheckpointError
 from .modules import Fit, fit
 from .names import Rename, Rules, aliases, checked_rename, matched_names, names_inside, ties
@@ -47,7 +47,7 @@ class Loaded(NamedTuple):
 def load(
     path: str | os.PathLike[str],
     *unnamed: NoReturn,
-    optimizer: Optimizer | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
     model: torch.nn.Module | None = None,
     scheduler: Any = None,
     averaged: torch.nn.Module | None = None,
@@ -64,7 +64,8 @@ def load(
     Args:
         path: the file
         unnamed: nothing; parts of a training have names
-        optimizer: its groups and state; parameters are known by name, its own or the model's
+        optimizer: its groups and state; parameters are known by name, its own or the model's. One
+            of stepwell, or a wrapper around one
         model: its parameters and buffers are overwritten where they lie
         scheduler: whatever was saved as one, of the same class; several groups are known by the
             names of their parameters, from its optimizer or the model
@@ -93,6 +94,8 @@ def load(
     for what, module in (("model", model), ("averaged", averaged)):
         if module is not None:
             check_module(module, f"load: {what}")
+    if scheduler is not None:
+        check_scheduler(scheduler, "load")
     rules, policy = checked_rename(rename), Policy(dtype, "load")
     with ExitStack() as stack:
         if torch.is_inference_mode_enabled():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,9 @@ __all__ = ["rule_differences"]
 
 LATER = (*EXECUTION, "maximize", "decoupled_weight_decay")
 """What has joined torch's rules over the years, as keyword arguments too: older files lack it."""
+
+PART = re.compile(r"(?:\(|, )([^=]+)=(\w+)")
+"""A name and a rule in what combined optimizers are called."""
 
 
 def rule_differences(
@@ -30,7 +34,7 @@ def rule_differences(
     """
     rule, own = packed["rule"], rule_of(optimizer)
     if rule and without_transforms(rule) != own:
-        return [f"the rule: the file has state of {rule}, not {own}"]
+        return [f"the rule: the file has state of {rule}, not {own}{_renamed(rule, own)}"]
     known = {
         *optimizer.declaration.fields,
         *EXECUTION,
@@ -43,6 +47,14 @@ def rule_differences(
         differences += _lacking(group, optimizer) if packed["state"] and not rule else []
         found += [f"group {index}: {words}" for words in differences]
     return found
+
+
+def _renamed(rule: str, own: str) -> str:
+    """What to do about combined optimizers that only go by other names."""
+    saved, ours = PART.findall(without_transforms(rule)), PART.findall(own)
+    if not saved or sorted(kind for _, kind in saved) != sorted(kind for _, kind in ours):
+        return ""
+    return f"; give the optimizers their saved names: {', '.join(repr(name) for name, _ in saved)}"
 
 
 def _of_others(optimizer: Optimizer, rule: str, has_state: bool) -> set[str]:

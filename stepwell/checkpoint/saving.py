@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..wrapped import inner_optimizer, inner_scheduler
 from .background import Background
-from .contents import check_named, describe
+from .contents import check_named, check_scheduler, describe
 from .folder import check_keep, prune
 from .pieces import check_system, synchronize
 from .randomness import random_state
@@ -68,9 +68,16 @@ def save(
 
     Raises:
         OSError: the file cannot be written; it is named, and what was there before still is
-        TypeError, ValueError: something cannot be saved; nothing is written
+        TypeError, ValueError: something cannot be saved, or nothing is given; nothing is written
     """
     check_named(unnamed, "save")
+    given = (optimizer, model, scheduler, averaged, extra)
+    if all(part is None for part in given) and not with_random_state:
+        raise TypeError(
+            "save: nothing to save: pass model=, optimizer=, scheduler=, averaged= or extra="
+        )
+    if scheduler is not None:
+        check_scheduler(scheduler, "save")
     path = Path(path).absolute()
     Background.wait()
     if keep is not None:

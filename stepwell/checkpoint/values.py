@@ -68,14 +68,14 @@ class Packer:
             with self._inside(value, name):
                 return self._container(value, name)
         raise TypeError(
-            f"{name} is a {type(value).__name__}, which a checkpoint cannot hold: numbers, texts, "
-            "None, tensors, and lists, tuples and dicts of them"
+            f"{name} has type {type(value).__name__}, which a checkpoint cannot hold: it holds "
+            "numbers, texts, None, tensors, and lists, tuples and dicts of them"
         )
 
     @contextmanager
     def _inside(self, value: Any, name: str) -> Iterator[None]:
         if id(value) in self._around:
-            raise ValueError(f"{name:.200} is a {type(value).__name__} that contains itself")
+            raise ValueError(f"{name:.200} ({type(value).__name__}) contains itself")
         if len(self._around) == DEEPEST:
             raise ValueError(f"{name:.200} lies in {DEEPEST} containers, the most that can be read")
         self._around.add(id(value))

@@ -22,6 +22,7 @@ from torch.optim import Optimizer as TorchOptimizer
 
 from ..param_groups import Times
 from ..terminal import encodable
+from ..wrapped import innermost
 from .naming import Group, Named, collect
 
 __all__ = ["GroupTable", "table"]
@@ -83,7 +84,8 @@ class Section:
 
 
 def _sections(source: Any) -> Iterator[Section]:
-    """The groups of a source; of combined optimizers, those of each."""
+    """The groups of a source; of combined optimizers, those of each, wrapped or not."""
+    source = innermost(source)
     for part in getattr(source, "optimizers", {"": source}).values():
         yield _section(part)
 

@@ -48,7 +48,7 @@ def in_layout_of_torch(
 
 def _mapping(entry: Any, name: str) -> Mapping[str, Any]:
     if not isinstance(entry, Mapping):
-        raise CheckpointError(f"{name}: state is a {type(entry).__name__}, must be a dict")
+        raise CheckpointError(f"{name}: state must be a dict, got {type(entry).__name__}")
     return entry
 
 
