@@ -115,6 +115,27 @@ def test_every_curve_has_its_formula_here():
     assert made == {k for k in kinds if issubclass(getattr(lr_scheduler, k), Curve)}
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(warmup, cosine, polynomial, rex, one_cycle, partial(linear, 0, 1)),
+        partial(warmup_stable_decay, level=5, decay=5),
+        *(partial(constant, 1.0), partial(exponential, 0.9)),
+        lambda share: parse(f"warmup({share}) >> cosine(10)"),
+    ],
+)
+def test_a_share_of_the_steps_is_no_length(make):
+    words = (
+        r"^Invalid steps value: 0\.1 \((\w+): steps must be a number in \[1, inf\)( or None)?\); "
+    )
+    words += r"steps are counted, not a ratio: \1\(steps=0\.1 \* total_steps\)$"
+    with pytest.raises(ValueError, match=words):
+        make(0.1)
+    with pytest.raises(ValueError, match=r"must be a number in \[1, inf\)\)$"):
+        warmup(0)
+    assert warmup(1)(0) == 0.5
+
+
 @pytest.mark.parametrize("curve", CURVES, ids=repr)
 def test_ends_are_exact_and_kept(curve):
     assert curve(10**9) == curve(10**9 + 1000) or curve.steps is None
@@ -193,7 +214,7 @@ def test_growth_without_bounds_is_infinite_and_no_crash():
 @pytest.mark.parametrize(
     ("make", "error", "words"),
     [
-        (lambda: cosine(0), ValueError, r"steps value: 0 \(cosine: .*\(0, inf\)"),
+        (lambda: cosine(0), ValueError, r"steps value: 0 \(cosine: .*\[1, inf\)"),
         (lambda: cosine(-3), ValueError, "steps value: -3"),
         (lambda: cosine(10**400), ValueError, "steps value: 1000"),
         (lambda: step(10**400), ValueError, "step_size value: 1000"),

@@ -160,7 +160,7 @@ ELSEWHERE = {
         "test_schedule_states",
         "TestOneCycleThatIsExtended",
     ),
-    "schedules: entries of a state that are of another kind": (
+    "schedule state with entries of the wrong type": (
         "test_schedule_states",
         "test_entries_of_the_wrong_kind",
     ),
@@ -223,6 +223,15 @@ ELSEWHERE = {
     "schedules: `total_iters` of zero, milestones out of order, NaN": (
         "test_schedule_refusals",
         "test_what_torch_lets_pass",
+    ),
+    "schedules: `last_epoch=N` in the constructor, on an optimizer that has taken and loaded no "
+    "step": (
+        "test_schedule_resume",
+        "test_a_fresh_optimizer_is_moved_to_its_step",
+    ),
+    "`from torch.optim.lr_scheduler import *`": (
+        "test_lr_scheduler",
+        "test_a_star_brings_torchs_names_and_ours",
     ),
     "schedules: a step that fails": (
         "test_schedule_refusals",
@@ -633,7 +642,7 @@ def _() -> None:
             assert p.to_dense()[:, 0].tolist() == [0, 0.5, 0, 0, 0]
 
 
-@shows("a gradient that moves into the memory of another parameter, between two steps")
+@shows("a gradient that aliases another parameter's memory from a later step on")
 def _() -> None:
     """`Adafactor`, whose sums over a gradient come before any update."""
 

@@ -116,6 +116,12 @@ def test_torchs_words_come_first(make):
     assert before is None or composites_aside(held, before)
 
 
+@pytest.mark.parametrize("name", ["sequence stray", "chain stray"])
+def test_of_several_optimizers_the_remedy_is_said(name):
+    said = str(refusal(TORCHS[name], lr_scheduler, optimizer(0.3)))
+    assert said.endswith("from SGD. (construct all schedulers with the same optimizer)")
+
+
 def composites_aside(held: Any, before: dict[str, Any]) -> bool:
     """Whether nothing was changed, but by the parts of a composite, which were made rightly."""
     after = held.state_dict()["param_groups"]
@@ -238,6 +244,26 @@ def test_what_torch_lets_pass(case, words):
     with pytest.raises(ValueError, match=words):
         case.make(lr_scheduler, held)
     assert held.state_dict() == before
+
+
+@pytest.mark.parametrize("milestones", [5, 2.5, None])
+def test_one_number_in_the_place_of_a_list(milestones):
+    held = optimizer(0.3)
+    two = parts(lr_scheduler, held)
+    words = r"^Invalid milestones value: .*\((\w+): milestones must be a list of whole numbers"
+    with pytest.raises(TypeError, match=words):
+        lr_scheduler.SequentialLR(held, two, milestones=milestones)
+    with pytest.raises(TypeError, match=words):
+        lr_scheduler.MultiStepLR(held, milestones=milestones)
+    whole = lr_scheduler.SequentialLR(held, two, milestones=[3])
+    with pytest.raises(TypeError, match="'_milestones' must be a list of numbers, got "):
+        whole.load_state_dict({**whole.state_dict(), "_milestones": milestones})
+    words = "^(SequentialLR|ChainedScheduler): schedulers must be a list of schedules, got StepLR"
+    alone = lr_scheduler.StepLR(held, 3)
+    with pytest.raises(TypeError, match=words):
+        lr_scheduler.SequentialLR(held, alone, milestones=[])
+    with pytest.raises(TypeError, match=words):
+        lr_scheduler.ChainedScheduler(alone)
 
 
 def test_milestones_of_a_sequence_out_of_order():
@@ -394,13 +420,15 @@ class TestSchedule:
         ("given", "error", "words"),
         [
             ({"weight_decy": cosine(5)}, ValueError, "'weight_decy'; did you mean 'weight_decay'"),
-            ({"warmth": cosine(5)}, ValueError, "no hyperparameter 'warmth'; it has name, lr, "),
+            ({"warmth": cosine(5)}, ValueError, "no hyperparameter 'warmth'; it has lr, betas"),
             ({"beta[0]": cosine(5)}, ValueError, r"did you mean 'betas\[0\]'\?"),
             ({"betas[2]": cosine(5)}, ValueError, r"no hyperparameter 'betas\[2\]'"),
             ({"betas": cosine(5)}, TypeError, r"'betas' is no number.*name one of .*'betas\[0\]'"),
             ({"amsgrad": cosine(5)}, TypeError, "'amsgrad' is no number but False"),
-            ({"lr": 0.1}, TypeError, "lr: a curve such as"),
-            ({"lr": "cosine(5)"}, TypeError, "lr: a curve such as"),
+            ({"lr": 0.1}, TypeError, "lr must be a curve such as .*or dict of curves, got 0.1$"),
+            ({"lr": "cosine(5)"}, TypeError, r"got 'cosine\(5\)' \(for text: parse\('cosine"),
+            ({}, TypeError, r"^Schedule: give it a curve for at least one hyperparameter"),
+            ({"lr": [None, None], "weight_decay": {}}, TypeError, "give it a curve"),
             ({"lr": [cosine(5)]}, ValueError, "lr: got 1 curves for 2 groups"),
             ({"lr": {"heads": cosine(5)}}, ValueError, "no group 'heads'; did you mean 'head'"),
             ({"lr": {2: cosine(5)}}, ValueError, "no group 2; there are 0, 1, 'body', 'head'"),

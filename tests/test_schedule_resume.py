@@ -308,3 +308,70 @@ def test_a_rate_set_long_ago_is_none_that_was_set_after_loading():
     # back to the start, as after an epoch that went wrong
     whole.load_state_dict(early)
     assert whole.optimizer.param_groups[0]["lr"] == 1.0
+
+
+def test_a_fresh_optimizer_is_moved_to_its_step():
+    seen = []
+    for module in (torch.optim.lr_scheduler, lr_scheduler):
+        held = optimizer(1e-3)
+        held.param_groups[0].update(initial_lr=1e-3, lr=1e-3)
+        made = module.CosineAnnealingLR(held, 20, last_epoch=9)
+        seen.append(made.get_last_lr())
+        made.step()
+        seen[-1] = [*seen[-1], *made.get_last_lr()]
+    assert seen[0] == pytest.approx([1e-3, 8.43565535e-4])
+    assert seen[1] == pytest.approx([5e-4, 4.21782767e-4])
+
+
+def trained(kind: Any, by_loading: bool) -> Any:
+    """An optimizer that has taken a step, or loaded one, and whose rate was then set by hand."""
+    held, other = optimizer(0.3, kind=kind), optimizer(0.7, kind=kind)
+    for param in held.param_groups[0]["params"]:
+        param.grad = torch.ones(2)
+    held.step()
+    if by_loading:
+        other.load_state_dict(copy.deepcopy(held.state_dict()))
+        held = other
+    held.param_groups[0].update(initial_lr=5e-4, lr=5e-4)
+    return held
+
+
+@pytest.mark.parametrize("by_loading", [True, False])
+@pytest.mark.parametrize("kind", ["Adam", "Adagrad", "Muon"])
+@pytest.mark.parametrize("library", [torch.optim, stepwell])
+def test_an_initial_rate_set_in_a_trained_optimizer_stays(library, kind, by_loading, monkeypatch):
+    if kind == "Muon":
+        monkeypatch.setattr(torch, "ones", lambda *_, made=torch.ones: made(2, 2))
+    if library is torch.optim and kind == "Adagrad":
+        # it has state, but not of a step
+        fresh = optimizer(1.0, kind=torch.optim.Adagrad)
+        fresh.param_groups[0]["initial_lr"] = 1.0
+        assert lr_scheduler.StepLR(fresh, 2, 0.5, last_epoch=3).get_last_lr() == [0.25]
+    for name, more in (("CosineAnnealingLR", {"T_max": 20}), ("ExponentialLR", {"gamma": 0.9})):
+        held = [trained(getattr(library, kind), by_loading) for _ in range(2)]
+        modules = (torch.optim.lr_scheduler, lr_scheduler)
+        twins = [
+            Case(name, more).make(module, each, last_epoch=9)
+            for module, each in zip(modules, held, strict=True)
+        ]
+        assert twins[1].get_last_lr() == [5e-4]
+        for _ in range(4):
+            assert twins[1].get_last_lr() == pytest.approx(twins[0].get_last_lr())
+            advance(twins[0], 1)
+            advance(twins[1], 1)
+    schedule = Schedule(trained(getattr(library, kind), by_loading), lr=cosine(20), last_epoch=9)
+    assert schedule.get_last_lr() == [5e-4]
+    # and where the step, or the state, is loaded after a constructor has written its first rate
+    held = trained(getattr(library, kind), by_loading)
+    parts = [lr_scheduler.ConstantLR(held, 0.5), lr_scheduler.ExponentialLR(held, 0.9)]
+    whole = lr_scheduler.SequentialLR(held, parts, milestones=[4], last_epoch=7)
+    assert whole.get_last_lr() == [held.param_groups[0]["lr"]] == [5e-4]
+
+
+@pytest.mark.parametrize("library", [torch.optim, stepwell])
+def test_a_rate_set_after_a_load_that_was_seen_stays_without_any_state(library):
+    held = optimizer(0.3, kind=library.SGD)
+    lr_scheduler.ExponentialLR(held, 0.9)
+    held.load_state_dict(held.state_dict())
+    held.param_groups[0].update(initial_lr=5e-4, lr=5e-4)
+    assert lr_scheduler.CosineAnnealingLR(held, 20, last_epoch=9).get_last_lr() == [5e-4]

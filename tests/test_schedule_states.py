@@ -108,7 +108,9 @@ class TestOneCycleThatIsExtended:
     def test_by_the_constructor_is_said(self):
         whole = stepped(self.SHORT, 4)
         resumed = self.LONG.make(lr_scheduler, optimizer(*RATES, momentum=0.9))
-        with pytest.warns(UserWarning, match=r"total_steps is 10 in the state .* 20 in") as caught:
+        with pytest.warns(
+            UserWarning, match=r"total_steps is 10 in the state .* 20 in .* so step 11 is rejected"
+        ) as caught:
             resumed.load_state_dict(whole.state_dict())
         assert caught[0].filename == __file__
         assert resumed.total_steps == 10

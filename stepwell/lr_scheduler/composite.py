@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
 from typing import Any, cast
 
@@ -115,8 +115,12 @@ def common_optimizer(
 
     Raises:
         ValueError: there is none, one needs a metric, or they drive different optimizers
-        TypeError: one is no schedule
+        TypeError: one is no schedule, or they are no list
     """
+    if not isinstance(schedulers, Collection):
+        raise TypeError(
+            f"{owner}: schedulers must be a list of schedules, got {type(schedulers).__name__}"
+        )
     if len(schedulers) < 1:
         raise ValueError(
             f"{owner} expects at least one scheduler{verb}, but got no scheduler. "
@@ -141,7 +145,7 @@ def common_optimizer(
                 f"{owner} expects all schedulers to belong to the same optimizer, but "
                 f"got scheduler {type(part).__name__} at index {index} has {part.optimizer}, "
                 f"which is different from {type(optimizer).__name__}. "
-                "(make all of them with the optimizer that they shall drive)"
+                "(construct all schedulers with the same optimizer)"
             )
     require_optimizer(optimizer, owner)
     return cast(Optimizer, optimizer)

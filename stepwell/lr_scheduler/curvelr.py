@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from ..language.fields import Field
 from .curves import Curve
 from .hyperparameters import Floats, Groups, Number, holds_tensors, read
 from .scheduler import LRScheduler
-from .watch import copied
+from .watch import copied, has_trained, loads
 
 Floors = Sequence[Number] | None
 
@@ -79,7 +80,7 @@ class CurveLR(LRScheduler):
             self._closed = along(self.base_lrs, floors, curve(step))
             return self._closed
         before = curve(step - 1) if step > 0 else 1.0
-        move = resumed if self._is_initial and step > 0 else moved
+        move = start_of(self.optimizer) if self._is_initial and step > 0 else moved
         rates = move(held, self.base_lrs, floors, before, curve(step))
         if type(rates) is Floats:
             rates = self._closed = list(rates)
@@ -180,21 +181,28 @@ def moved(
     return list(map(_choose, untouched, closed, chained))
 
 
+def start_of(optimizer: Optimizer) -> Callable[..., list[Number]]:
+    """Return how the rates of an optimizer get to the later step at which a schedule begins."""
+    return partial(resumed, is_fresh=not (loads(optimizer) or has_trained(optimizer)))
+
+
 def resumed(
     held: Sequence[Number],
     bases: Sequence[Number],
     floors: Floors,
     before: float,
     after: float,
+    is_fresh: bool,
 ) -> list[Number]:
     """The rates where a schedule begins at a later step.
 
     They are the closed form there, whether the groups hold it already, or the one of the step
-    before, or still their initial rates. Anything else was loaded on purpose, and is kept.
+    before, or, if the optimizer is fresh, still their initial rates. Anything else was loaded or
+    set on purpose, and is kept.
     """
     closed = along(bases, floors, after)
     rates: list[Number] = [copied(rate) for rate in held]
-    for known in (along(bases, floors, before), closed, bases):
+    for known in (along(bases, floors, before), closed, *([bases] if is_fresh else [])):
         untouched = map(_is_near, held, known, bases)
         rates = list(map(_choose, untouched, closed, rates))
     return rates

@@ -13,17 +13,20 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import repeat
+from types import NoneType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..language.fields import near_miss
+from ..language.fields import SCHEDULED, near_miss
 from .watch import copied
 
 Groups = Sequence[dict[str, Any]]
 Number = float | Tensor
 PLAIN = {float, int}
+# entries of groups beside those that schedules write
+NO_HYPERPARAMETERS = {"params", "param_names", "name", "optimizer"}
 
 
 @lru_cache
@@ -34,10 +37,23 @@ def _split(name: str) -> tuple[str, int | None]:
 
 
 def read(groups: Groups, name: str) -> list[Any]:
-    """The values that the groups hold now; Tensors are those of the groups, no copies."""
+    """The values that the groups hold now; Tensors are those of the groups, no copies.
+
+    A group that lacks the hyperparameter has None.
+    """
     key, index = _split(name)
-    held = list(map(operator.itemgetter(key), groups))
-    return held if index is None else list(map(operator.itemgetter(index), held))
+    try:
+        held = list(map(operator.itemgetter(key), groups))
+        return held if index is None else list(map(operator.itemgetter(index), held))
+    except (KeyError, IndexError):
+        return [_held(group, key, index) for group in groups]
+
+
+def _held(group: Mapping[str, Any], key: str, index: int | None) -> Any:
+    value: Any = group.get(key)
+    if index is None:
+        return value
+    return value[index] if _has_item(value, index) else None
 
 
 def holds(group: Mapping[str, Any], name: str) -> bool:
@@ -55,7 +71,8 @@ class Floats(list[Number]):
 def write(groups: Groups, values: Mapping[str, Sequence[Number]]) -> dict[str, Sequence[Any]]:
     """Give each group its value of each hyperparameter; a Tensor is filled in place.
 
-    Tensors among the values are copied, so that no group holds one that others hold.
+    Tensors among the values are copied, so that no group holds one that others hold. A group whose
+    value is None is left alone.
 
     Returns:
         what the groups hold now under each key, where they hold no Tensors of their own
@@ -63,15 +80,15 @@ def write(groups: Groups, values: Mapping[str, Sequence[Number]]) -> dict[str, S
     Raises:
         ValueError, TypeError: a value is out of range; nothing is changed
     """
-    ready: list[tuple[str, Any, Any]] = []
+    ready: list[tuple[Groups, str, Any, Any]] = []
     for name, given in values.items():
         # of two items of one tuple, the second is put where the first already is
-        made = {key: whole for key, whole, setitem in ready if not isinstance(setitem, _Filler)}
+        made = {key: whole for _, key, whole, setitem in ready if not isinstance(setitem, _Filler)}
         ready.append(_prepared(groups, name, given, made))
-    for key, whole, setitem in ready:
+    for having, key, whole, setitem in ready:
         # a loop in C: a schedule does this at every step for every group
-        deque(map(setitem, groups, repeat(key), whole), maxlen=0)
-    return {key: whole for key, whole, setitem in ready if not isinstance(setitem, _Filler)}
+        deque(map(setitem, having, repeat(key), whole), maxlen=0)
+    return {key: whole for _, key, whole, setitem in ready if not isinstance(setitem, _Filler)}
 
 
 def check(groups: Groups, name: str, values: Sequence[Number]) -> None:
@@ -80,29 +97,33 @@ def check(groups: Groups, name: str, values: Sequence[Number]) -> None:
 
 
 def _prepared(
-    groups: Groups, name: str, values: Sequence[Number], made: Mapping[str, Any]
-) -> tuple[str, Any, Any]:
-    """The key, what to write under it, and how: checked together, or one by one in writing."""
+    groups: Groups, name: str, values: Sequence[Any], made: Mapping[str, Any]
+) -> tuple[Groups, str, Any, Any]:
+    """Where to write under which key, what, and how: checked together, or one by one in writing."""
     if len(values) != len(groups) or not groups:
         raise ValueError(f"{name}: got {len(values)} values for {len(groups)} groups")
     key, index = _split(name)
     is_plain = type(values) is Floats or are_plain(values)
     if not is_plain:
+        if NoneType in map(type, values):
+            pairs = zip(groups, values, strict=True)
+            groups = [group for group, value in pairs if value is not None]
+            values = [value for value in values if value is not None]
         values = list(map(copied, values))
     whole: Sequence[Any] = values
     if index is not None:
         tuples = _with_item(made.get(key) or read(groups, key), index, values, is_plain)
         if tuples is None:
-            return key, values, _Filler(index)
+            return groups, key, values, _Filler(index)
         whole = tuples
     elif type(values) is not Floats and holds_tensors(read(groups, name)):
-        return key, values, _Filler(index)
+        return groups, key, values, _Filler(index)
     takes = getattr(groups[0], "takes", None)
     if takes is None:
-        return key, whole, operator.setitem
+        return groups, key, whole, operator.setitem
     if not takes(key, span(values), index):
         whole = groups[0].check_all(groups, key, whole)  # type: ignore[attr-defined]
-    return key, whole, dict.__setitem__
+    return groups, key, whole, dict.__setitem__
 
 
 def _with_item(
@@ -156,24 +177,32 @@ def holds_tensors(values: Sequence[Any]) -> bool:
     return not are_plain(values) and any(issubclass(kind, Tensor) for kind in map(type, values))
 
 
-def require(groups: Groups, name: str, owner: str) -> None:
-    """Check that every group has this hyperparameter, and that it is a number.
+def require(groups: Groups, name: str, owner: str, driven: Sequence[int]) -> None:
+    """Check that the groups that are driven have this hyperparameter, and that it is a number.
 
     Raises:
         ValueError: a group lacks it
         TypeError: it is no number
     """
     key, index = _split(name)
-    for position, group in enumerate(groups):
-        place = f"{owner}, group {position}"
-        items: Any = group.get(key)
-        if key not in group or (index is not None and not _has_item(items, index)):
+    having = [i for i, group in enumerate(groups) if _has(group, key, index)]
+    for position in sorted({*driven, *having}):
+        place, group = f"{owner}, group {position}", groups[position]
+        if position not in having:
             hint = _hint(group, key, index)
+            if having:
+                some = ", ".join(f"{i}: curve" for i in having)
+                named = f"{name}={{{some}}}" if index is None else f'**{{"{name}": {{{some}}}}}'
+                hint = f"{hint}; name the groups that have it: {named}"
             raise ValueError(f"{place}: there is no hyperparameter '{name}'; {hint}")
-        value = items if index is None else items[index]
-        if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
+        value = _held(group, key, index)
+        if not isinstance(value, (int, float, Tensor)) or isinstance(value, bool):
             hint = f"; name one of its items, '{name}[0]'" if isinstance(value, tuple) else ""
             raise TypeError(f"{place}: '{name}' is no number but {value!r}{hint}")
+
+
+def _has(group: Mapping[str, Any], key: str, index: int | None) -> bool:
+    return key in group and (index is None or _has_item(group[key], index))
 
 
 def _has_item(items: Any, index: int) -> bool:
@@ -181,7 +210,7 @@ def _has_item(items: Any, index: int) -> bool:
 
 
 def _hint(group: Mapping[str, Any], key: str, index: int | None) -> str:
-    names = [name for name in group if name not in ("params", "param_names")]
+    names = [name for name in group if name not in NO_HYPERPARAMETERS | SCHEDULED]
     close = near_miss(key, names)
     if close and index is not None and _has_item(group[close], index):
         close = f"{close}[{index}]"

@@ -164,8 +164,8 @@ class OneCycleLR(MomentumCycle):
         if given > total:
             warnings.warn(
                 f"{type(self).__name__}: total_steps is {total} in the state that is loaded, and "
-                f"{given} in the constructor. The state's counts, so that step {total + 1} will be "
-                f"refused; to go on for longer, set state_dict['total_steps'] = {given} before it "
+                f"{given} in the constructor. The saved value is used, so step {total + 1} is "
+                f"rejected; to go on for longer, set state_dict['total_steps'] = {given} before it "
                 "is loaded",
                 UserWarning,
                 stacklevel=level_of_caller(),

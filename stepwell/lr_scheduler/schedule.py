@@ -9,7 +9,7 @@ from typing import Any, overload
 from torch.optim import Optimizer
 
 from ..language.fields import near_miss
-from .curvelr import moved, resumed, started_at
+from .curvelr import moved, start_of, started_at
 from .curves import Curve
 from .hyperparameters import Number, read, require
 from .scheduler import LRScheduler, require_optimizer
@@ -44,8 +44,9 @@ class Schedule(LRScheduler):
 
     A curve multiplies the value that each group had at the start; one in `absolute` is the value.
     What drives a hyperparameter may be one curve for all groups; a list of one per group, None for
-    a group that is left alone; or a dict of them by the group's number or its "name". A value
-    changed by hand is kept, and moved on by the curve's ratios.
+    a group that is left alone; or a dict of them by the group's number, its "name", or that of its
+    optimizer in `Combined`. Groups that nothing drives may lack the hyperparameter. A value changed
+    by hand is kept, and moved on by the curve's ratios.
 
     All of it resumes from `last_epoch` alone.
 
@@ -59,7 +60,7 @@ class Schedule(LRScheduler):
     Raises:
         ValueError: a group lacks a hyperparameter, a list has the wrong length, or a dict names a
             group that is not there; nothing is changed
-        TypeError: it is no number, or what drives it is no curve
+        TypeError: it is no number, or what drives it is no curve, or nothing drives anything
 
     >>> from stepwell.lr_scheduler import cosine, warmup
     >>> weight = torch.nn.Parameter(torch.ones(1))
@@ -101,8 +102,17 @@ class Schedule(LRScheduler):
         }
         for name, driver in self.drivers.items():
             _check_driver(driver, optimizer.param_groups, f"{owner}: {name}")
-            require(optimizer.param_groups, name, owner)
+            require(optimizer.param_groups, name, owner, self._driven(optimizer, name))
+        if not any(self._driven(optimizer, name) for name in self.drivers):
+            raise TypeError(
+                f"{owner}: give it a curve for at least one hyperparameter, such as "
+                "lr=warmup(500) >> cosine(9500)"
+            )
         super().__init__(optimizer, last_epoch)
+
+    def _driven(self, optimizer: Optimizer, name: str) -> list[int]:
+        groups = enumerate(optimizer.param_groups)
+        return [i for i, group in groups if _driver_of(self.drivers[name], i, group) is not None]
 
     def _names(self) -> tuple[str, ...]:
         return tuple(self.drivers)
@@ -136,7 +146,7 @@ class Schedule(LRScheduler):
 
     def _next_values(self) -> dict[str, list[Number]]:
         step = self.last_epoch
-        move = resumed if self._is_initial and step > 0 else moved
+        move = start_of(self.optimizer) if self._is_initial and step > 0 else moved
         values = {}
         for name, initial in self.initial_values.items():
             values[name] = held = read(self.optimizer.param_groups, name)
@@ -175,7 +185,8 @@ class Schedule(LRScheduler):
         found: dict[Driver, list[int]] = {}
         for index, group in enumerate(self.optimizer.param_groups):
             driver = _driver_of(self.drivers[name], index, group)
-            if driver is not None:
+            # one that has joined may lack what one curve drives in all groups
+            if driver is not None and self.initial_values[name][index] is not None:
                 found.setdefault(driver, []).append(index)
         yield from found.items()
 
@@ -183,12 +194,19 @@ class Schedule(LRScheduler):
 def _driver_of(drivers: Any, index: int, group: Mapping[str, Any]) -> Driver | None:
     """What drives a hyperparameter of a group, if anything does."""
     if isinstance(drivers, Mapping):
-        found: Driver | None = drivers.get(index, drivers.get(group.get("name")))
+        key = index if index in drivers else group.get("name")
+        found: Driver | None = drivers.get(key if key in drivers else group.get("optimizer"))
         return found
     if isinstance(drivers, Sequence):
         return drivers[index] if index < len(drivers) else None
     driver: Driver = drivers
     return driver
+
+
+def _names_of(group: Mapping[str, Any]) -> list[str]:
+    """The names of a group: its own, and that of its optimizer in `Combined`."""
+    given = (group.get("name"), group.get("optimizer"))
+    return [name for name in given if isinstance(name, str)]
 
 
 def _check_driver(driver: Any, groups: Sequence[Mapping[str, Any]], place: str) -> None:
@@ -203,16 +221,17 @@ def _check_driver(driver: Any, groups: Sequence[Mapping[str, Any]], place: str) 
         curves = [driver]
     for curve in curves:
         if not isinstance(curve, (Curve, absolute, type(None))):
+            hint = f" (for text: parse({curve!r}))" if isinstance(curve, str) else ""
             raise TypeError(
-                f"{place}: a curve such as warmup(500) >> cosine(9500) must drive it, or a list or "
-                f"a dict of them, got {curve!r}"
+                f"{place} must be a curve such as warmup(500) >> cosine(9500), or a list or dict "
+                f"of curves, got {curve!r}{hint}"
             )
 
 
 def _check_names(
     drivers: Mapping[Any, Any], groups: Sequence[Mapping[str, Any]], place: str
 ) -> None:
-    names = [group["name"] for group in groups if isinstance(group.get("name"), str)]
+    names = list(dict.fromkeys(name for group in groups for name in _names_of(group)))
     for key in drivers:
         if key in names or (isinstance(key, int) and 0 <= key < len(groups)):
             continue
@@ -222,8 +241,9 @@ def _check_names(
         raise ValueError(f"{place}: there is no group {key!r}; {hint}")
 
 
-def _initial(group: dict[str, Any], name: str) -> Number:
+def _initial(group: dict[str, Any], name: str) -> Any:
     """What the group had at the start; it is kept in the group, and so saved with the optimizer."""
     [held] = read([group], name)
-    value: Number = copied(group.setdefault(f"initial_{name}", copied(held)))
-    return value
+    if held is None:
+        return None
+    return copied(group.setdefault(f"initial_{name}", copied(held)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from torch.optim import Optimizer
@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from ..compiling import skipped
 from .composite import Composite, common_optimizer, follow, start_anew, take, values_at
 from .curves.composition import active, whole
-from .curves.multi_step import ascending
+from .curves.multi_step import ascending, require_many
 from .hyperparameters import Groups, Number, write
 from .scheduler import LAST_EPOCH, LRScheduler
 from .watch import copied, settle, watch
@@ -125,6 +125,7 @@ class SequentialLR(Composite):
 
 
 def _check_milestones(milestones: Any, count: int, owner: str) -> None:
+    require_many(milestones, owner, Collection)
     if len(milestones) != count - 1:
         raise ValueError(
             "Sequential Schedulers expects number of schedulers provided to be one more than the "

@@ -22,6 +22,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from .stored import is_number
+
 STEP_ORDER = (
     "Detected call of `lr_scheduler.step()` before `optimizer.step()`. In PyTorch 1.1.0 and later, "
     "you should call them in the opposite order: `optimizer.step()` before `lr_scheduler.step()`.  "
@@ -88,9 +90,10 @@ def watch(optimizer: Optimizer) -> None:
         return
     if not hasattr(optimizer, "_optimizer_step_post_hooks"):
         return
-    moved = [g for g in optimizer.param_groups if "initial_lr" in g and g["lr"] != g["initial_lr"]]
+    known = [group for group in optimizer.param_groups if "initial_lr" in group]
+    is_used = known and (any(g["lr"] != g["initial_lr"] for g in known) or has_trained(optimizer))
     # torch's own schedules have written into the groups, if they were here before
-    is_as_loaded = moved and not hasattr(optimizer.step, "_wrapped_by_lr_sched")
+    is_as_loaded = is_used and not hasattr(optimizer.step, "_wrapped_by_lr_sched")
     stood = _copy_groups(optimizer)
     made = WATCHES[optimizer] = Watch(stood if is_as_loaded else [{} for _ in stood], stood)
     # plain functions: a method as hook would keep the schedule alive with the optimizer
@@ -149,7 +152,7 @@ def _changed(
 def _is_same(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         # what has no values yet cannot have been set
-        if any(value.is_meta or type(value).__name__ == "FakeTensor" for value in (a, b)):
+        if _has_no_values(a) or _has_no_values(b):
             return True
         return a.shape == b.shape and torch.equal(a, b.to(a))
     if isinstance(a, tuple) and isinstance(b, tuple):
@@ -157,6 +160,10 @@ def _is_same(a: Any, b: Any) -> bool:
     if isinstance(a, NUMBERS) and isinstance(b, NUMBERS):
         return bool(a == b)
     return a is b or type(a) is type(b) is str
+
+
+def _has_no_values(value: Tensor) -> bool:
+    return value.is_meta or type(value).__name__ == "FakeTensor"
 
 
 def loads(optimizer: Optimizer) -> int:
@@ -182,6 +189,18 @@ def has_stepped(optimizer: Optimizer) -> bool:
     foreign = step is not None and not hasattr(step, "_wrapped_by_lr_sched")
     # copies have no hooks that could see it
     return getattr(optimizer, "_opt_called", False) or foreign or optimizer not in WATCHES
+
+
+def has_trained(optimizer: Optimizer) -> bool:
+    """Whether the optimizer holds state of a step, which it has taken or loaded."""
+    states = getattr(optimizer, "state", {}).values()
+    counts = [state.get("step", 1) for state in states if isinstance(state, Mapping) and state]
+    # some make their state in the constructor, with a count of zero
+    return any(is_number(count) and _is_above_zero(count) for count in counts)
+
+
+def _is_above_zero(count: Any) -> bool:
+    return not (isinstance(count, Tensor) and _has_no_values(count)) and bool(count > 0)
 
 
 def check_order(optimizer: Optimizer) -> None:

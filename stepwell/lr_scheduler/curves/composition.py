@@ -15,8 +15,29 @@ from typing import Any, ClassVar
 
 from ...language.fields import Field, Range
 
-STEPS = Field("steps", None, "number", Range(0, open="("))
-LASTING = Field("steps", None, "number", Range(0, open="("), optional=True)
+
+@dataclass(frozen=True)
+class Length(Field):
+    """A number of steps, which others may know as a share of all steps."""
+
+    def check(self, value: Any, owner: str, where: str = "") -> Any:
+        """Return the value, as a number of Python's.
+
+        Raises:
+            ValueError: it is below one step
+            TypeError: it is no number
+        """
+        try:
+            return super().check(value, owner, where)
+        except ValueError as error:
+            if not (isinstance(value, (int, float)) and 0 < value < 1):
+                raise
+            hint = f"steps are counted, not a ratio: {owner}({self.name}={value} * total_steps)"
+            raise ValueError(f"{error}; {hint}") from None
+
+
+STEPS = Length("steps", None, "number", Range(1))
+LASTING = replace(STEPS, optional=True)
 TOTAL_ITERS = replace(STEPS, name="total_iters")
 END = Field("end", 0.0, "number", Range(0))
 ETA_MIN = replace(END, name="eta_min")

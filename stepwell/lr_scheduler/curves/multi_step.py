@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from ...language.fields import Field, Range
 from .composition import GAMMA, LASTING, Curve, power, whole
@@ -43,17 +44,26 @@ class multi_step(Curve):  # noqa: N801
         return power(self.gamma, bisect_right(self.milestones, step))
 
 
+def require_many(milestones: Any, owner: str, kind: type = Iterable) -> None:
+    """Check that these can be several milestones.
+
+    Raises:
+        TypeError: it is a number, or something else
+    """
+    if not isinstance(milestones, kind):
+        raise TypeError(
+            f"Invalid milestones value: {milestones!r} ({owner}: milestones must be a list of "
+            f"whole numbers {MILESTONE.allowed})"
+        )
+
+
 def ascending(milestones: Iterable[int], owner: str) -> tuple[int, ...]:
     """The milestones as whole numbers.
 
     Raises:
         ValueError, TypeError: one is negative or no whole number, or they are not in order
     """
-    if not isinstance(milestones, Iterable):
-        raise TypeError(
-            f"Invalid milestones value: {milestones!r} ({owner}: milestones must be a list of "
-            f"whole numbers {MILESTONE.allowed})"
-        )
+    require_many(milestones, owner)
     steps = tuple(int(MILESTONE.check(whole(step), owner)) for step in milestones)
     if list(steps) != sorted(steps):
         raise ValueError(
