@@ -396,6 +396,28 @@ def test_names_are_asked_for(path, capsys):
     assert not path.exists()
 
 
+@pytest.mark.parametrize("extra", [{"epoch": 3, "losses": [0.5]}, torch.ones(2), None])
+def test_a_checkpoint_comes_back_from_a_file_of_torch(path, extra):
+    model, optimizer = trained(stepwell.AdamW)
+    scheduler = stepwell.lr_scheduler.StepLR(optimizer, 2)
+    averaged = stepwell.swa_utils.AveragedModel(model)
+    save(
+        path,
+        model=model,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        averaged=averaged,
+        extra=extra,
+    )
+    source, before = path.with_name("run.pt"), str(to_torch(path))
+    convert(path, source)
+    made = convert(source, path)
+    kept = "" if extra is None else "; extra: kept as extra"
+    assert made == f"a checkpoint with model, averaged, optimizer, scheduler{kept}"
+    assert str(to_torch(path)) == before
+    assert str(load(path, averaged=averaged).extra) == str(extra)
+
+
 def test_groups_take_names_one_after_the_other(path):
     """An order that is not the model's, as wherever some parameters do not decay."""
 

@@ -18,6 +18,8 @@ __all__ = ["Parts", "parts_of"]
 SPELLINGS = {
     # first, so that tied weights have the model's names
     "model": ("model", "model_state_dict", "model_state", "state_dict"),
+    # as `to_torch` writes it
+    "averaged": ("averaged",),
     "optimizer": (
         "optimizer",
         "optimizer_state_dict",
@@ -60,8 +62,8 @@ class Parts(NamedTuple):
     """What was recognized.
 
     Attributes:
-        found: state dicts under "model", "optimizer" and "scheduler", and everything else as
-            "extra"
+        found: state dicts under "model", "averaged", "optimizer" and "scheduler", and everything
+            else as "extra"
         left: what is in `extra`; first, where there seem to be optimizers, schedules and models
     """
 
@@ -95,7 +97,11 @@ def parts_of(content: Any, asked: Mapping[str, str | None]) -> Parts:
             place = str(places["optimizer"])
             extra[place] = beside
             left += [f"{place}.{key}" for key in beside]
-        return Parts({**found, **({"extra": extra} if extra else {})}, left)
+        if not extra:
+            return Parts(found, left)
+        # as `to_torch` writes it
+        is_extra = extra.keys() == {"extra"}
+        return Parts({**found, "extra": extra["extra"] if is_extra else extra}, left)
     if _is_schedule(content):
         return Parts({"scheduler": content}, [])
     if _is_model(content):
