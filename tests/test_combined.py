@@ -262,7 +262,75 @@ def test_the_state_is_one_mapping(trained: tuple[nn.Module, stepwell.Combined]) 
     assert "adamw" not in optimizer.state
 
 
+def test_groups_stand_in_the_order_in_which_they_joined() -> None:
+    model, more = net(), nn.Parameter(torch.ones(2))
+    optimizer = stepwell.Combined(two_alike(model))
+    schedule = stepwell.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+    optimizer.add_param_group({"params": [more], "optimizer": "body", "lr": 0.5})
+    assert [group["optimizer"] for group in optimizer.param_groups] == ["body", "head", "body"]
+    optimizer.step()
+    schedule.step()
+    assert [group["lr"] for group in optimizer.param_groups] == [0.005, 0.05, 0.25]
+    copied, follows = copy.deepcopy((optimizer, schedule))
+    copied.step()
+    follows.step()
+    assert [group["lr"] for group in copied.param_groups] == [0.0025, 0.025, 0.125]
+    assert [group["optimizer"] for group in copied.param_groups] == ["body", "head", "body"]
+    again = stepwell.Combined(two_alike(net()))
+    again.add_param_group({"params": [nn.Parameter(torch.ones(2))], "optimizer": "body"})
+    again.load_state_dict(optimizer.state_dict())
+    assert [group["lr"] for group in again.param_groups] == [0.005, 0.05, 0.25]
+    assert again.optimizers["body"].param_groups[1]["lr"] == 0.25
+
+
+def test_a_parameter_that_is_moved_by_hand_begins_anew() -> None:
+    model = net()
+    optimizer = stepwell.Combined(two_alike(model))
+    train(model, optimizer)
+    body, head = optimizer.param_groups
+    moved = body["params"].pop()
+    optimizer.param_groups.append({**head, "params": [moved]})
+    moved.grad = torch.ones_like(moved)
+    optimizer.step()
+    assert optimizer.state[moved]["step"] == 1
+    assert "max_exp_avg_sq" in optimizer.state[moved]
+    assert len(optimizer.state) == 6
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.param_groups.append({**body, "params": [moved]})
+    with pytest.raises(ValueError, match="more than one parameter group"):
+        optimizer.step()
+
+
+def test_the_state_is_asked_as_a_dict_is() -> None:
+    optimizer, other = stepwell.Combined(two_alike(net())), nn.Parameter(torch.ones(1))
+    assert optimizer.state.get(other) is None
+    assert optimizer.state.get(other, 3) == 3
+    assert optimizer.state.pop(other, 4) == 4
+    with pytest.raises(KeyError):
+        optimizer.state.pop(other)
+    assert other not in optimizer.state
+    kept = {"mine": torch.ones(1)}
+    assert optimizer.state.setdefault(other, kept) is kept
+    assert optimizer.state.pop(other) is kept
+
+
 # Checkpoints
+
+
+class Counting(stepwell.SGD):
+    """An optimizer that saves more than its state."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "k": 2}
+
+
+def test_hooks_of_a_load_run_for_each() -> None:
+    optimizer = stepwell.Combined(with_torch(net()))
+    seen: list[Any] = []
+    for part in (optimizer, *optimizer.optimizers.values()):
+        part.register_load_state_dict_post_hook(seen.append)
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert seen == [optimizer, *optimizer.optimizers.values()]
 
 
 @pytest.mark.parametrize("make", MAKERS)
@@ -553,6 +621,43 @@ def test_a_hook_of_one_that_refuses_comes_before_all_steps() -> None:
     assert same(before, weights(model))
 
 
+def test_a_hook_may_replace_the_gradients_of_another() -> None:
+    size = 100_000
+    a, b = (nn.Parameter(torch.ones(size)) for _ in "ab")
+    optimizer = stepwell.Combined({"a": stepwell.SGD([a], lr=0.5), "b": stepwell.SGD([b], lr=0.5)})
+    parts, held = optimizer.optimizers, []
+
+    def before(*_: Any) -> None:
+        a.grad = torch.full((size,), 0.5)
+
+    def after(*_: Any) -> None:
+        a.grad = b.grad = None
+        # memory that is free now
+        held.extend(torch.full((size,), 1e6) for _ in range(8))
+
+    parts["b"].register_step_pre_hook(before)
+    parts["a"].register_step_post_hook(after)
+    a.grad, b.grad = torch.ones(size), torch.ones(size)
+    optimizer.step()
+    assert (a.min().item(), a.max().item()) == (0.75, 0.75)
+    assert (b.min().item(), b.max().item()) == (0.5, 0.5)
+
+
+def test_schedules_of_torch_on_one_of_them() -> None:
+    model = net()
+    optimizer = stepwell.Combined(two_alike(model))
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer.optimizers["body"], 1, 0.5)
+    train(model, optimizer)
+    # would warn that the optimizer has not stepped
+    schedule.step()
+    assert [group["lr"] for group in optimizer.param_groups] == [0.005, 0.1]
+    model[4].bias.grad = torch.ones(2).to_sparse()
+    before = weights(model)
+    with pytest.raises(RuntimeError, match="does not support sparse gradients"):
+        optimizer.step()
+    assert same(before, weights(model))
+
+
 def test_averages_of_all_parts() -> None:
     model = net()
     params = list(model.parameters())
@@ -655,6 +760,7 @@ PARAM = nn.Parameter(torch.ones(2, 2))
         ({}, ValueError, "the dict of optimizers is empty"),
         ([stepwell.SGD([PARAM])], TypeError, r"must be a dict of optimizers by name.* got list"),
         ({"a": stepwell.SGD}, TypeError, "'a' is the class SGD: construct it with its parameters"),
+        ({"a": Counting([PARAM])}, TypeError, r"'a' \(Counting\) has a state_dict of its own"),
         ({"a": 3}, TypeError, "'a' must be an optimizer, got int"),
         ({0: stepwell.SGD([PARAM])}, TypeError, "names of optimizers must be texts, got 0"),
         ({"a": stepwell.LBFGS([PARAM])}, TypeError, r"'a' \(LBFGS\) evaluates its closure several"),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from itertools import chain
 from textwrap import indent
 from types import MappingProxyType
 from typing import Any
@@ -47,9 +46,9 @@ class Combined(Optimizer):
     belongs to. `state` is one mapping over all states. `state_dict()` has torch's
     layout; on loading, parameters are matched by name, or else by order.
 
-    A step checks and reads what all of the optimizers need, and runs the hooks that come before
-    their steps, before it changes the first parameter. An optimizer of torch or of another
-    library, and one with a `step` of its own, is asked to `step()` when its turn comes. `ClipNorm`
+    A step runs the hooks that come before the steps of the optimizers, checks and reads what all of
+    them need, and only then changes the first parameter. An optimizer of torch or of another
+    library, and one with a `step` of its own, is asked to `step()` last. `ClipNorm`
     composed with one of the optimizers clips its own gradients only.
 
     Args:
@@ -80,14 +79,22 @@ class Combined(Optimizer):
         self._make_hooks()
         self._join()
 
-    def _join(self) -> None:
-        """Make what is seen from outside, of the optimizers as they are."""
+    def _join(self, order: Sequence[tuple[str, int]] = ()) -> None:
+        """Make what is seen from outside, of the optimizers as they are.
+
+        Args:
+            order: the groups in the order in which they joined, by the name of their optimizer and
+                their number there; without it, those of one optimizer after those of the other
+        """
         defaults = [member.defaults for member in self._members.values()]
         shared = set(defaults[0]).intersection(*defaults)
         self.defaults = {key: value for key, value in defaults[0].items() if key in shared}
         self._state = JoinedState(self._members, self._outer)
-        self._groups: list[dict[str, Any]] = []
-        self._agreed: list[dict[str, Any]] = []
+        joined = [self._members[name].param_groups[number] for name, number in order]
+        self._groups: list[dict[str, Any]] = joined
+        # as it was when list and optimizers were last found to agree, and the optimizers' own then
+        self._agreed: list[dict[str, Any]] = list(joined)
+        self._seen: list[dict[str, Any]] = []
         self._held = None
         if all(getattr(m, "_step_supports_amp_scaling", False) for m in self._members.values()):
             self._step_supports_amp_scaling = True
@@ -112,14 +119,17 @@ class Combined(Optimizer):
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """The groups of all optimizers; always the same list."""
-        theirs = [group for member in self._members.values() for group in member.param_groups]
-        if _are_same(self._groups, self._agreed) and not _are_same(theirs, self._agreed):
-            known = set(map(id, self._agreed))
+        """The groups of all optimizers, in the order in which they joined; always the same list."""
+        theirs = [group for group, _ in self._owned()]
+        if _are_same(self._groups, self._agreed) and not _are_same(theirs, self._seen):
+            there, known = set(map(id, theirs)), set(map(id, self._agreed))
             for group, name in self._owned():
                 if id(group) not in known:
                     dict.__setitem__(group, KEY, name)
-            self._groups[:] = self._agreed = theirs
+            self._agreed = [group for group in self._agreed if id(group) in there]
+            self._agreed += [group for group in theirs if id(group) not in known]
+            self._groups[:] = self._agreed
+            self._seen = theirs
         return self._groups
 
     @param_groups.setter
@@ -154,9 +164,8 @@ class Combined(Optimizer):
         check_company({**param_group, **given}, self._groups, f"Combined, group {index}")
         own = {key: value for key, value in param_group.items() if key != KEY}
         self._members[name].add_param_group(own)
-        added = self._members[name].param_groups[-1]
-        dict.__setitem__(added, KEY, name)
-        param_group.update(added)
+        # schedules go by the position of a group
+        param_group.update(self.param_groups[-1])
 
     def _name_of(self, group: Any, index: int) -> str:
         name = group.get(KEY) if isinstance(group, Mapping) else None
@@ -189,11 +198,17 @@ class Combined(Optimizer):
         shares: dict[str, list[dict[str, Any]]] = {name: [] for name in self._members}
         for index, group in enumerate(groups):
             shares[self._name_of(group, index)].append(group)
+            place = f"Combined, group {index}"
+            check_company({**group, **params_of(group, place)}, groups[:index], place)
         for name, member in self._members.items():
             if not _are_same(member.param_groups, shares[name]):
                 member.param_groups = shares[name]
-        self._agreed = list(chain(*shares.values()))
-        groups[:] = self._agreed
+            others = [group for other, own in shares.items() if other != name for group in own]
+            for param in [param for group in others for param in group["params"]]:
+                # what one rule keeps means nothing to another
+                member.state.pop(param, None)
+        self._agreed = list(groups)
+        self._seen = [group for group, _ in self._owned()]
 
     def _owned(self) -> Iterator[tuple[dict[str, Any], str]]:
         """The groups of the optimizers, each with the name of its own."""
@@ -224,7 +239,11 @@ class Combined(Optimizer):
 
     def _saved_state(self) -> Mapping[Any, Any]:
         self._settle()
-        return super()._saved_state()
+        parts = [
+            member._saved_state() if isinstance(member, Optimizer) else member.state
+            for member in self._members.values()
+        ]
+        return {key: value for part in (*parts, self._outer) for key, value in part.items()}
 
     def _prepare_load(self, state_dict: Any, strict: bool, policy: Policy) -> Loading:
         self._settle()
@@ -271,26 +290,42 @@ class Combined(Optimizer):
 
     def _hand_out(self, state: Mapping[Any, Any], groups: Sequence[dict[str, Any]]) -> None:
         rest = dict(state)
-        for name, member in self._members.items():
-            own = [group for group in groups if group[KEY] == name]
+        loaded = {id(own): new for own, new in zip(self.param_groups, groups, strict=True)}
+        for member in self._members.values():
+            own = [loaded[id(group)] for group in member.param_groups]
             params = [param for group in own for param in group["params"]]
             # an optimizer of another library is taken for one of torch
             Optimizer._take(member, {p: rest.pop(p) for p in params if p in rest}, own)  # type: ignore[arg-type]
         self._outer.clear()
         self._outer.update(rest)
 
+    def _finish_load(self, loading: Loading) -> None:
+        super()._finish_load(loading)
+        for member in self._members.values():
+            hooks = getattr(member, "_optimizer_load_state_dict_post_hooks", {})
+            for hook in list(hooks.values()):
+                hook(member)
+
     # Copies and words
 
     def __getstate__(self) -> dict[str, Any]:
         kept = super().__getstate__()
-        made = ("defaults", "_state", "_groups", "_agreed", "_step_supports_amp_scaling")
-        return {name: value for name, value in kept.items() if name not in made}
+        made = {"defaults", "_state", "_groups", "_agreed", "_seen", "_step_supports_amp_scaling"}
+        kept = {name: value for name, value in kept.items() if name not in made}
+        self._settle()
+        places = {
+            id(group): (name, number)
+            for name, member in self._members.items()
+            for number, group in enumerate(member.param_groups)
+        }
+        return {**kept, "order": [places[id(group)] for group in self._groups]}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
+        order = state.get("order", ())
+        vars(self).update({name: value for name, value in state.items() if name != "order"})
         self._warned_capturable_if_run_uncaptured = True
         self._make_hooks()
-        self._join()
+        self._join(order)
 
     def __repr__(self) -> str:
         parts = [indent(f"{name}: {member!r}", "  ") for name, member in self._members.items()]
@@ -353,6 +388,13 @@ def _check_member(name: Any, member: Any) -> None:
         )
     if not isinstance(member, TorchOptimizer):
         raise TypeError(f"Combined: {name!r} must be an optimizer, got {type(member).__name__}")
+    for method in ("state_dict", "load_state_dict"):
+        known = getattr(TorchOptimizer, method), getattr(Optimizer, method)
+        if getattr(type(member), method) not in known:
+            raise TypeError(
+                f"Combined: {name!r} ({type(member).__name__}) has a {method} of its own, with "
+                "what Combined would not save; keep it apart, or combine the optimizer inside"
+            )
     closure = inspect.signature(member.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise TypeError(

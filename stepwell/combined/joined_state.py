@@ -39,6 +39,19 @@ class JoinedState(MutableMapping[Any, Any]):
         # as in any optimizer, asking for what is not there makes it
         return home.setdefault(key, {}) if home is self._outer else home[key]
 
+    def get(self, key: Any, default: Any = None) -> Any:
+        """Return what is there, or the default; unlike `state[key]`, this makes nothing."""
+        return next((part[key] for part in self._parts() if key in part), default)
+
+    def setdefault(self, key: Any, default: Any = None) -> Any:
+        """Return what is there, or put the default there."""
+        return self._home(key).setdefault(key, default)
+
+    def pop(self, key: Any, *default: Any) -> Any:
+        """Take an entry out; KeyError if it is not there and no default is given."""
+        home = next((part for part in self._parts() if key in part), self._outer)
+        return home.pop(key, *default)
+
     def __setitem__(self, key: Any, value: Any) -> None:
         self._home(key)[key] = value
 

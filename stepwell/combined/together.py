@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from types import MethodType
-from typing import Any
+from functools import partial
+from typing import Any, TypeGuard
 
 from torch.optim import Optimizer as TorchOptimizer
 
@@ -17,47 +17,60 @@ __all__ = ["Together"]
 
 
 class Together:
-    """What takes a step of all optimizers: all are prepared before the first one moves."""
+    """What takes a step of all optimizers: all are prepared before the first one moves.
+
+    Between the two no hook runs: it might replace a gradient that has been read. So hooks that come
+    before a step run before all else, and those that come after it when all have moved.
+    """
 
     def __init__(self, members: Mapping[str, TorchOptimizer]) -> None:
         self._members = members
         self._scaling = Scaling()
-        self._runs: list[Callable[[], Any]] = []
+        self._runs: list[tuple[TorchOptimizer, Callable[[], Any]]] = []
+        self._after: list[Callable[[], None]] = []
 
     def load(self, scaling: Scaling) -> bool:
         """Check and read what the optimizers need that can be prepared."""
         self._scaling = scaling
+        own = [member for member in self._members.values() if _is_plain(member)]
+        hooked = [(member, *run_before_step(member, (member,), {})) for member in own]
+        self._after = [partial(_run_after, *each) for each in hooked]
         self._runs = []
-        for member in self._members.values():
+        for member in own:
             with _scaled(member, scaling):
-                self._runs.append(_prepared(member))
+                self._runs.append((member, member._prepare()))
+        others = [member for member in self._members.values() if not _is_plain(member)]
+        self._runs += [(member, member.step) for member in others]
         return True
 
     def run(self) -> None:
-        """Take a step with each optimizer."""
-        runs, self._runs = self._runs, []
-        for member, run in zip(self._members.values(), runs, strict=True):
+        """Take a step with each optimizer, last with those that could not be prepared."""
+        runs, after, self._runs, self._after = self._runs, self._after, [], []
+        for member, run in runs:
             with _scaled(member, self._scaling):
                 run()
+        for call in after:
+            call()
 
     def describe(self) -> list[str]:
         """A line per optimizer; each says itself what runs it."""
         return list(self._members)
 
 
-def _prepared(member: Any) -> Callable[[], Any]:
-    """What takes the step of one optimizer, whose work is done ahead as far as possible."""
-    if not (isinstance(member, Optimizer) and member.step == MethodType(Optimizer.step, member)):
-        step: Callable[[], Any] = member.step
-        return step
-    args, kwargs = run_before_step(member, (member,), {})
-    run = member._prepare()
+def _is_plain(member: TorchOptimizer) -> TypeGuard[Optimizer]:
+    """Whether its step is that of `Optimizer`; torch's schedules may take note of its calls."""
+    if type(member).step is not Optimizer.step:
+        return False
+    step: Any = vars(member).get("step")
+    marks = getattr(step, "_wrapped_by_lr_sched", False) and step.__wrapped__ is Optimizer.step
+    return step is None or bool(marks)
 
-    def run_with_hooks() -> None:
-        run()
-        run_after_step(member, args, kwargs)
 
-    return run_with_hooks
+def _run_after(member: Any, args: Any, kwargs: Any) -> None:
+    if "step" in vars(member):
+        # what the step of a schedule of torch does
+        member._opt_called = True
+    run_after_step(member, args, kwargs)
 
 
 @contextmanager
