@@ -25,8 +25,10 @@ from stepwell.lr_scheduler import (
     CosineAnnealingLR,
     LambdaLR,
     ReduceLROnPlateau,
+    Schedule,
     SequentialLR,
     StepLR,
+    cosine,
 )
 
 from .compare import assert_same_training, snapshot
@@ -571,6 +573,23 @@ def test_a_schedule_that_is_loaded_alone_finds_its_groups(path, make, way):
     assert load(path, scheduler=resumed[2], **given).report.is_empty
     for _ in range(6):
         assert next_rates(*resumed) == next_rates(*training)
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_initial_values_go_with_their_groups(path, merged):
+    make = partial(Schedule, weight_decay=cosine(9))
+    model, optimizer, _ = scheduled(make)
+    for group, decay in zip(optimizer.param_groups, (0.5, 0.25), strict=True):
+        group.update(weight_decay=decay, initial_weight_decay=decay, lr=0.5, initial_lr=0.5)
+    schedule = make(optimizer)
+    save(path, model=model, optimizer=optimizer, scheduler=schedule)
+    other, target, resumed = scheduled(make, **({"merged": True} if merged else {"order": "10"}))
+    if merged:
+        with pytest.raises(CheckpointError, match=r"whose weight_decay differ \(0.5, 0.25\)"):
+            load(path, model=other, optimizer=target, scheduler=resumed)
+        return
+    load(path, model=other, optimizer=target, scheduler=resumed)
+    assert resumed.initial_values == {"weight_decay": [0.25, 0.5]}
 
 
 def test_a_schedule_whose_groups_cannot_be_known_is_refused(path):

@@ -83,6 +83,27 @@ def test_it_resumes_and_groups_join():
     assert momenta(whole.optimizer).count(None) == 2
 
 
+def test_a_curve_that_a_saved_state_does_not_know_is_driven():
+    saved = Schedule(combined(), lr=HALVES)
+    saved.step()
+    resumed = Schedule(combined(), lr=HALVES, weight_decay=linear(1.0, 0.0, 4))
+    first = resumed.optimizer.param_groups[0]
+    decay = first["weight_decay"]
+    resumed.load_state_dict(saved.state_dict())
+    for share in (0.75, 0.5, 0.25):
+        assert first["weight_decay"] == pytest.approx(decay * share)
+        resumed.step()
+
+
+@pytest.mark.parametrize("values", [[0.1], {"lr": 0.1}, {"lr": ["0.1", 0.1, 0.1]}, None])
+def test_initial_values_of_the_wrong_kind(values):
+    schedule = Schedule(combined(), lr=HALVES)
+    before = copy.deepcopy(schedule.state_dict())
+    with pytest.raises(TypeError, match="'initial_values' must be a dict"):
+        schedule.load_state_dict({**before, "initial_values": values})
+    assert schedule.state_dict() == before
+
+
 def test_one_curve_for_all_drives_those_of_a_later_group_that_have_it():
     hidden = torch.nn.Parameter(torch.ones(2, 2))
     parts = {"muon": stepwell.Muon([hidden]), "sgd": torch.optim.SGD([torch.ones(2)], momentum=0.9)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from copy import copy, deepcopy
 from enum import Enum
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
@@ -45,13 +45,18 @@ def class_of(scheduler: Any) -> str:
     return f"{name}({', '.join(map(class_of, parts))})" if parts else name
 
 
-def regrouped(state: Any, own: Any, matched: Match) -> Any:
+VALUES = "initial_values"
+"""The entry with a list of one item per group for each hyperparameter."""
+
+
+def regrouped(state: Any, own: Any, matched: Match, per_group: Collection[str] = PER_GROUP) -> Any:
     """The state dict of a schedule for groups that were split, put together or in other places.
 
     Args:
         state: what was saved, of one schedule or of several in one
         own: what the schedule has now; a group that was not saved keeps it
         matched: which saved group each group is matched with
+        per_group: the entries with one item for each group
     """
     if not isinstance(state, Mapping) or not isinstance(own, Mapping):
         return state
@@ -61,13 +66,17 @@ def regrouped(state: Any, own: Any, matched: Match) -> Any:
         if _holds_parts(key, value, own):
             pairs = zip(value, own[key], strict=True)
             made[key] = [regrouped(each, of, matched) for each, of in pairs]
-        elif _is_per_group(key, value, own, matched):
+        elif key == VALUES and isinstance(value, Mapping):
+            made[key] = regrouped(value, own.get(key), matched, value.keys())
+        elif key in per_group and _has_all(value, own.get(key), matched):
             kept = zip(matched.groups, own[key], strict=True)
             made[key] = [mine if source is None else value[source] for source, mine in kept]
     return made
 
 
-def differences(state: Any, own: Any, matched: Match) -> Iterator[str]:
+def differences(
+    state: Any, own: Any, matched: Match, per_group: Collection[str] = PER_GROUP
+) -> Iterator[str]:
     """What a schedule has of its own for each of several groups that have become one."""
     if not isinstance(state, Mapping) or not isinstance(own, Mapping):
         return
@@ -75,7 +84,9 @@ def differences(state: Any, own: Any, matched: Match) -> Iterator[str]:
         if _holds_parts(key, value, own):
             for each, of in zip(value, own[key], strict=True):
                 yield from differences(each, of, matched)
-        elif _is_per_group(key, value, own, matched):
+        elif key == VALUES and isinstance(value, Mapping):
+            yield from differences(value, own.get(key), matched, value.keys())
+        elif key in per_group and _has_all(value, own.get(key), matched):
             for index, sources in enumerate(matched.origins):
                 values = [value[source] for source in sources]
                 if values and not are_alike(values):
@@ -92,9 +103,9 @@ def _holds_parts(key: str, value: Any, own: Mapping[str, Any]) -> bool:
     return key == "_schedulers" and both_lists and len(value) == len(parts or ())
 
 
-def _is_per_group(key: str, value: Any, own: Mapping[str, Any], matched: Match) -> bool:
-    mine = own.get(key)
-    if key not in PER_GROUP or not isinstance(value, list) or not isinstance(mine, list):
+def _has_all(value: Any, mine: Any, matched: Match) -> bool:
+    """Whether both lists have an item for each group."""
+    if not isinstance(value, list) or not isinstance(mine, list):
         return False
     sources = [source for origins in matched.origins for source in origins]
     return len(mine) == len(matched.groups) and max(sources, default=-1) < len(value)

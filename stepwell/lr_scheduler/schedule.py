@@ -13,6 +13,7 @@ from .curvelr import moved, start_of, started_at
 from .curves import Curve
 from .hyperparameters import Number, read, require
 from .scheduler import LRScheduler, require_optimizer
+from .stored import is_number
 from .watch import copied, snapshot
 
 
@@ -175,6 +176,25 @@ class Schedule(LRScheduler):
                     closed[index] = value if is_value else initial[index] * value
         return values
 
+    def _check_arguments(self, state: Mapping[str, Any]) -> None:
+        super()._check_arguments(state)
+        values = state.get("initial_values", {})
+        lists = values.values() if isinstance(values, Mapping) else ()
+        if not all(
+            isinstance(each, (list, tuple)) and all(map(_is_initial, each)) for each in lists
+        ):
+            raise TypeError(
+                f"{type(self).__name__}: the state's 'initial_values' must be a dict of lists of "
+                f"numbers, got {values!r}"
+            )
+
+    def _take_state(self, state: dict[str, Any]) -> None:
+        given = state.pop("initial_values", {})
+        super()._take_state(state)
+        # what was not driven when it was saved starts from what the groups had here
+        own = self.initial_values
+        self.initial_values = {name: given.get(name, values) for name, values in own.items()}
+
     def curves(self, name: str) -> list[Curve]:
         """Return the curves that drive a hyperparameter, each of them once."""
         drivers = [driver for driver, _ in self._members(name)] if name in self.drivers else []
@@ -239,6 +259,10 @@ def _check_names(
         known = ", ".join(map(repr, [*range(len(groups)), *names]))
         hint = f"did you mean {close!r}?" if close else f"there are {known}"
         raise ValueError(f"{place}: there is no group {key!r}; {hint}")
+
+
+def _is_initial(value: Any) -> bool:
+    return value is None or is_number(value)
 
 
 def _initial(group: dict[str, Any], name: str) -> Any:
