@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .language.number import is_fake
+
 __all__ = [
     "EXECUTION",
     "LoadReport",
@@ -214,7 +216,10 @@ def _is_same(one: Any, other: Any) -> bool:
     if one is other:
         return True
     if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return torch.equal(one, other)
+        # what has no values yet cannot differ
+        if any(value.is_meta or is_fake(value) for value in (one, other)):
+            return one.shape == other.shape
+        return one.shape == other.shape and torch.equal(one, other.to(one))
     if isinstance(one, (tuple, list)) and isinstance(other, (tuple, list)):
         return len(one) == len(other) and all(map(_is_same, one, other))
     if isinstance(one, Mapping) and isinstance(other, Mapping):

@@ -18,7 +18,7 @@ from torch import Tensor
 from .cohort import state_shape
 from .language import Transform
 from .language.fields import SCHEDULED, MissingKeyError, Slot
-from .language.number import is_fake
+from .language.number import is_fake, is_number
 from .matching import EXECUTION, LoadReport, Match, Place, nearest
 
 __all__ = [
@@ -325,7 +325,7 @@ def _lacking(name: str, slot: Slot, foreign: Sequence[str], lacks: Sequence[str]
 def _problem(name: str, value: Any, slot: Slot, param: Tensor) -> str | None:
     kind = str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
     if slot.scalar:
-        if not _is_number(value):
+        if not is_number(value):
             return f"must be one number, got {kind}"
         if isinstance(value, Tensor) and is_fake(value):
             return None
@@ -339,12 +339,6 @@ def _problem(name: str, value: Any, slot: Slot, param: Tensor) -> str | None:
     if _is_inexact(param) and not (_is_inexact(value) and value.is_complex() == param.is_complex()):
         return f"is {value.dtype}, the parameter is {param.dtype}"
     return None
-
-
-def _is_number(value: Any) -> bool:
-    if isinstance(value, Tensor):
-        return value.numel() == 1 and not value.is_complex()
-    return isinstance(value, (int, float))
 
 
 def _copy_entry(

@@ -81,7 +81,9 @@ def _check_saves_the_same(wrapper: Any, inner: Any, name: str, owner: str) -> No
         outer, own = _saves(wrapper), _saves(inner)
         if outer == own:
             return
-        more = ", ".join(sorted(str(key) for key in outer - own if isinstance(key, str)))
+        raised = [f"its state dict raises {e!r}" for e in outer if isinstance(e, Exception)]
+        keys = sorted(str(key) for key in outer - own if isinstance(key, str))
+        more = ", ".join(raised or keys)
     kind = type(wrapper).__name__
     raise TypeError(
         f"{owner}: optimizer is a {kind} around {type(inner).__name__}, and keeps more than what "
@@ -91,14 +93,17 @@ def _check_saves_the_same(wrapper: Any, inner: Any, name: str, owner: str) -> No
 
 
 def _saves(holder: Any) -> frozenset[Any]:
-    """What a state dict has: its keys, and those of the state of each parameter."""
+    """What a state dict has: its keys, and those of the state of each parameter.
+
+    One that cannot be looked at is an error, which is like no other.
+    """
     try:
         state_dict = holder.state_dict()
     # wrappers raise whatever they like
-    except Exception:
-        return frozenset()
+    except Exception as error:
+        return frozenset([error])
     if not isinstance(state_dict, Mapping):
-        return frozenset()
+        return frozenset([TypeError(f"{type(state_dict).__name__} is no dict")])
     state = state_dict.get("state")
     entries = state.items() if isinstance(state, Mapping) else ()
     return frozenset(state_dict) | {

@@ -13,6 +13,7 @@ from torch import nn
 
 import stepwell
 from stepwell.checkpoint import CheckpointError, load, save
+from stepwell.wrapped import inner_scheduler
 
 from .compare import assert_same_training
 
@@ -103,6 +104,26 @@ class PostLocal(Accelerated):
         return {**self.optimizer.state_dict(), "step": 7}
 
 
+class Copied(Lookahead):
+    """One that has copies of the groups, so that nothing tells what it is around."""
+
+    param_groups: Any = property(lambda self: [*map(dict, self.optimizer.param_groups)])
+
+
+class Listed(Accelerated):
+    """One whose state dict is a list."""
+
+    def state_dict(self) -> Any:
+        return [self.optimizer.state_dict()]
+
+
+class Raising(Accelerated):
+    """One that is not ready yet."""
+
+    def state_dict(self) -> Any:
+        raise RuntimeError("not ready")
+
+
 WRAPPERS: dict[str, Any] = {
     "none": lambda optimizer: optimizer,
     "accelerate": Accelerated,
@@ -179,6 +200,7 @@ def test_wrapped_or_not_a_training_goes_on(
         (Lookahead, r"Lookahead around AdamW\+Average, and keeps .*\(base_optimizer, slow\)"),
         (OwnState, r"OwnState around AdamW\+Average, and keeps .*\(state\): .* its inner, and"),
         (PostLocal, r"PostLocal around AdamW\+Average, and keeps more .*\(step\)"),
+        (Listed, r"Listed around AdamW\+Average, and keeps .*TypeError\('list is no dict'\)"),
     ],
 )
 def test_wrappers_that_keep_more_are_refused(wrapper: Any, said: str, tmp_path: Path) -> None:
@@ -191,6 +213,36 @@ def test_wrappers_that_keep_more_are_refused(wrapper: Any, said: str, tmp_path: 
     save(path, model=training.model, optimizer=training.optimizer)
     with pytest.raises(TypeError, match=f"^load: optimizer is a {said}"):
         load(path, model=training.model, optimizer=wrapped)
+
+
+def test_wrappers_that_raise_are_not_like_what_raises_inside(tmp_path: Path) -> None:
+    training = Training()
+
+    class Outer(Raising):
+        def state_dict(self) -> Any:
+            return super().state_dict()
+
+    twice = Outer(Raising(training.optimizer))
+    with pytest.raises(TypeError, match=r"around Raising, .*raises RuntimeError\('not ready'\)"):
+        save(tmp_path / "a.safetensors", model=training.model, optimizer=twice)
+
+    class Unready(Schedule):
+        def state_dict(self) -> Any:
+            raise RuntimeError("not ready")
+
+    class Inside(stepwell.lr_scheduler.StepLR):
+        def state_dict(self) -> Any:
+            raise RuntimeError("not ready")
+
+    schedule = Unready(Inside(training.optimizer, 2))
+    assert inner_scheduler(schedule) is schedule
+
+
+def test_what_has_no_groups_in_its_state_dict_is_refused(tmp_path: Path) -> None:
+    training = Training(named=True)
+    said = r"^save: optimizer is a Copied, whose state_dict\(\) has no 'param_groups'"
+    with pytest.raises(TypeError, match=said):
+        save(tmp_path / "a.safetensors", optimizer=Copied(training.optimizer))
 
 
 @pytest.mark.parametrize("given", [SimpleNamespace(), {"state": {}, "param_groups": []}])

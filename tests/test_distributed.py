@@ -23,30 +23,48 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 SHAPES = ((5, 2), (7,))
 LATER = """
 import warnings; warnings.simplefilter("ignore")
-import stepwell, sys, torch
+import importlib, importlib.util, stepwell, sys, torch
 assert "torch.distributed.optim" not in sys.modules
-waiting = list(sys.meta_path)
+{first}
 from torch.distributed.optim import as_functional_optim
-assert len(sys.meta_path) == len(waiting) - 1
+{then}
+from torch.distributed.optim.utils import as_functional_optim
 print(type(as_functional_optim(stepwell.NAdam, lr=0.1)).__name__)
+"""
+PROBE = """
+import torch.distributed
+path = [f"{path}/optim" for path in torch.distributed.__path__]
+[finder.find_spec("torch.distributed.optim.utils", path) for finder in sys.meta_path]
+assert "torch.distributed.optim" not in sys.modules
+"""
+RELOAD = 'importlib.reload(sys.modules["torch.distributed.optim.utils"])'
+RELOAD_OURS = """
+count = len(sys.meta_path)
+importlib.reload(sys.modules["stepwell.after_import"])
+importlib.reload(stepwell)
+assert len(sys.meta_path) == count
 """
 
 
-def test_a_map_of_torchs_that_is_imported_later_is_filled_then() -> None:
-    run = [sys.executable, "-c", LATER]
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [("", ""), (PROBE, ""), ("", RELOAD), ("", RELOAD_OURS + RELOAD + "\n" + RELOAD)],
+    ids=["imported", "looked for before", "reloaded", "both reloaded"],
+)
+def test_a_map_of_torchs_that_is_imported_later_is_filled_then(first: str, then: str) -> None:
+    run = [sys.executable, "-c", LATER.format(first=first, then=then)]
     assert subprocess.run(run, capture_output=True, check=True, text=True).stdout == (
         "FunctionalNAdam\n"
     )
 
 
 def test_after_import_of_what_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Looking for a module that does not exist still says so, and the hook is gone."""
+    """Looking for a module that does not exist still says so."""
     monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
-    before = list(sys.meta_path)
-    after_import("stepwell_is_not_here", "stepwell.distributed")
-    with pytest.raises(ModuleNotFoundError, match="stepwell_is_not_here"):
-        __import__("stepwell_is_not_here")
-    assert sys.meta_path == before
+    for _ in range(2):
+        after_import("stepwell_is_not_here", "stepwell.distributed")
+        with pytest.raises(ModuleNotFoundError, match="stepwell_is_not_here"):
+            __import__("stepwell_is_not_here")
 
 
 def _functional(rule: type[Any], **options: Any) -> Any:

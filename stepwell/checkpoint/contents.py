@@ -144,7 +144,15 @@ def _optimizer(packer: Packer, optimizer: torch.optim.Optimizer) -> dict[str, An
         for group in optimizer.param_groups
         for name, param in zip(group["param_names"], group["params"], strict=True)
     }
-    return packed_optimizer(packer, optimizer.state_dict(), params, composition_of(optimizer))
+    state_dict: Any = optimizer.state_dict()
+    for key in ("param_groups", "state"):
+        if not isinstance(state_dict, Mapping) or key not in state_dict:
+            raise TypeError(
+                f"save: optimizer is a {type(optimizer).__name__}, whose state_dict() has no "
+                f"{key!r}, as torch's have: pass the optimizer inside of it, if it is a wrapper, "
+                "and the rest as extra"
+            )
+    return packed_optimizer(packer, state_dict, params, composition_of(optimizer))
 
 
 def packed_optimizer(

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import math
+import numbers
 import operator
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor
 
-__all__ = ["Followed", "Number", "added", "divide", "exponential", "is_fake", "power"]
+__all__ = ["Followed", "Number", "added", "divide", "exponential", "is_fake", "is_number", "power"]
 
 
 def is_fake(value: Tensor) -> bool:
     """Whether a tensor has no numbers, only a shape and a dtype."""
     # torch loads its class with the mode that makes them
     return value.is_meta or type(value).__name__ == "FakeTensor"
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a real number, or a Tensor of one."""
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and not value.is_complex()
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def divide(a: float, b: float) -> float:

@@ -9,12 +9,12 @@ from typing import Any, Literal
 from torch.optim import Optimizer
 
 from ..language.fields import Field, Range
+from ..language.number import is_number
 from .curvelr import along
 from .curves.one_cycle import SHAPES, ends, phase
 from .hyperparameters import Number, read, write
 from .momentum import MomentumCycle
 from .scheduler import per_group, require_optimizer, require_positive_integer, require_shape
-from .stored import is_number
 from .watch import copied, level_of_caller
 
 RATE = Field("max_lr", None, "number", Range(0))

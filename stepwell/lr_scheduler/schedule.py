@@ -9,11 +9,11 @@ from typing import Any, overload
 from torch.optim import Optimizer
 
 from ..language.fields import near_miss
+from ..language.number import is_number
 from .curvelr import moved, start_of, started_at
 from .curves import Curve
 from .hyperparameters import Number, read, require
 from .scheduler import LRScheduler, require_optimizer
-from .stored import is_number
 from .watch import copied, snapshot
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from inspect import signature
 from typing import Any
 
-from torch import Tensor
+from ..language.number import is_number
 
 KEPT = (
     *("base_lrs", "last_epoch", "_last_lr", "_step_count", "_is_initial"),
@@ -57,13 +56,6 @@ def as_state(state_dict: Any, owner: str) -> dict[str, Any]:
             f"{type(state_dict).__name__}"
         )
     return dict(state_dict)
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value is a number, or a Tensor of one element."""
-    if isinstance(value, Tensor):
-        return value.numel() == 1 and not value.is_complex()
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def _kind(own: Any) -> tuple[str, Callable[[Any], bool]]:

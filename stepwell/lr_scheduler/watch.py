@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from .stored import is_number
+from ..language.number import is_fake, is_number
+from ..matching import are_alike
 
 STEP_ORDER = (
     "Detected call of `lr_scheduler.step()` before `optimizer.step()`. In PyTorch 1.1.0 and later, "
@@ -73,8 +74,6 @@ class Watch:
 
 OWN = (f"{__package__}.", "torch.optim.lr_scheduler")
 """Modules of schedules, which may step each other."""
-
-NUMBERS = (int, float, np.number)
 
 WATCHES: WeakKeyDictionary[Optimizer, Watch] = WeakKeyDictionary()
 
@@ -140,30 +139,13 @@ def _changed(
     before: Mapping[str, Any], after: Mapping[str, Any], meant: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What is no longer as it stood; of a tuple such as betas, the items that are not."""
-    changed = {key: v for key, v in after.items() if not _is_same(before.get(key), v)}
+    changed = {key: v for key, v in after.items() if not are_alike([before.get(key), v])}
     for key, value in changed.items():
         stood, kept = before.get(key), meant.get(key)
         if isinstance(value, tuple) and isinstance(stood, tuple) and isinstance(kept, tuple):
             items = zip(value, stood, kept, strict=False)
-            changed[key] = tuple(k if _is_same(v, s) else v for v, s, k in items)
+            changed[key] = tuple(k if are_alike([v, s]) else v for v, s, k in items)
     return changed
-
-
-def _is_same(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        # what has no values yet cannot have been set
-        if _has_no_values(a) or _has_no_values(b):
-            return True
-        return a.shape == b.shape and torch.equal(a, b.to(a))
-    if isinstance(a, tuple) and isinstance(b, tuple):
-        return len(a) == len(b) and all(map(_is_same, a, b))
-    if isinstance(a, NUMBERS) and isinstance(b, NUMBERS):
-        return bool(a == b)
-    return a is b or type(a) is type(b) is str
-
-
-def _has_no_values(value: Tensor) -> bool:
-    return value.is_meta or type(value).__name__ == "FakeTensor"
 
 
 def loads(optimizer: Optimizer) -> int:
@@ -200,7 +182,7 @@ def has_trained(optimizer: Optimizer) -> bool:
 
 
 def _is_above_zero(count: Any) -> bool:
-    return not (isinstance(count, Tensor) and _has_no_values(count)) and bool(count > 0)
+    return not (isinstance(count, Tensor) and is_fake(count)) and bool(count > 0)
 
 
 def check_order(optimizer: Optimizer) -> None:
