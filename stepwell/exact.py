@@ -7,11 +7,13 @@ an update is smaller than half a unit in its last place.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
+
+from .language.number import is_fake
 
 __all__ = ["ExactCopies", "is_inexact", "needs_copy"]
 
@@ -41,34 +43,62 @@ def needs_copy(tensor: Tensor) -> bool:
     )
 
 
+def _belongs(copy: Tensor | None, tensor: Tensor) -> TypeGuard[Tensor]:
+    """Whether this is a copy with values of such a tensor."""
+    return copy is not None and copy.shape == tensor.shape and not copy.is_meta
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """The tensor; of a DTensor, what this process holds of it."""
+    with torch.no_grad():
+        part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return part
+
+
+def _version(tensor: Tensor) -> int:
+    """A count of the changes in place; of a DTensor, also of those of its part in this process."""
+    part = _local(tensor)
+    return tensor._version + (0 if part is tensor else part._version)
+
+
 class ExactCopies:
     """Copies, beside tensors in a list that cannot hold their average, by places in that list.
 
-    Both can be written to by others. Elements of a tensor that are not those of its copy, rounded,
-    replace these. A copy that was written to holds as a whole.
+    Both can be written to by others. `show` writes a copy that was written to into its tensor.
+    Elements of a tensor that are not those of its copy, rounded, replace these: somebody has
+    written them.
     """
 
     def __init__(self, copies: Mapping[int, Tensor] | None = None) -> None:
         self._copies: dict[int, Tensor] = dict(copies or {})
-        self._versions: dict[int, int] = {}
-        self.note()
+        self._before: dict[int, Tensor] = {}
+        self._count()
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
+        vars(self).update({"_before": {}, **state})
         # the versions of a copied tensor count anew
-        vars(self).update(state)
-        self.note()
+        self._count()
+
+    def _count(self) -> None:
+        self._versions = {place: _version(copy) for place, copy in self._copies.items()}
 
     def note(self) -> None:
         """Take what the copies hold now as theirs."""
-        self._versions = {place: copy._version for place, copy in self._copies.items()}
+        self._before.clear()
+        self._count()
 
     def clear(self) -> None:
         """Forget all copies."""
-        self._copies, self._versions = {}, {}
+        self._copies, self._versions, self._before = {}, {}, {}
 
     def drop(self, place: int) -> None:
         """Forget the copy of a tensor."""
-        del self._copies[place], self._versions[place]
+        for known in (self._copies, self._versions, self._before):
+            known.pop(place, None)
+
+    def are_written(self) -> bool:
+        """Whether others have written into copies since these were noted."""
+        return any(_version(copy) != self._versions[at] for at, copy in self._copies.items())
 
     def get(self, place: int, tensor: Tensor) -> Tensor:
         """The average that a tensor holds: its copy, up to date, or itself if it needs none."""
@@ -78,23 +108,49 @@ class ExactCopies:
         known = self._copies.get(place)
         # it is going to be written to outside of inference mode too
         with torch.inference_mode(False), torch.no_grad():
-            if known is None or known.shape != tensor.shape or known.is_meta:
+            if not _belongs(known, tensor):
                 known = tensor.to(dtype)
             else:
-                is_written = known._version != self._versions[place]
                 known = known.to(tensor.device, dtype)
-                if not is_written:
-                    known.copy_(torch.where(known.to(tensor.dtype) == tensor, known, tensor))
-        self._copies[place], self._versions[place] = known, known._version
+                held, before = tensor, self._before.get(place)
+                if _belongs(before, tensor):
+                    before = before.to(tensor.device, dtype)
+                    held = torch.where(before.to(tensor.dtype) == tensor, before, tensor)
+                known.copy_(torch.where(known.to(tensor.dtype) == tensor, known, held))
+        self._copies[place], self._versions[place] = known, _version(known)
         return known
+
+    def get_for_reading(self, place: int, tensor: Tensor) -> Tensor:
+        """As `get`; where other weights stand in the tensor for a while, it can be put back.
+
+        This waits for the device.
+        """
+        known = self._copies.get(place)
+        if _belongs(known, tensor) and not is_fake(tensor) and place not in self._before:
+            rounded = _local(known).to(tensor.device, tensor.dtype)
+            if not torch.equal(rounded, _local(tensor)):
+                self._before[place] = known.clone()
+        return self.get(place, tensor)
+
+    def show(self, tensors: Sequence[Tensor]) -> None:
+        """Write the copies that others have written to, rounded, into their tensors."""
+        for place, copy in self._copies.items():
+            if _version(copy) != self._versions[place]:
+                self._before.pop(place, None)
+                self._round(place, tensors)
+        self._count()
 
     def round_into(self, tensors: Sequence[Tensor]) -> None:
         """Write the copies, rounded, into their tensors."""
-        with torch.no_grad():
-            for place, copy in self._copies.items():
-                if place < len(tensors) and tensors[place].shape == copy.shape:
-                    tensors[place].copy_(copy)
+        for place in self._copies:
+            self._round(place, tensors)
         self.note()
+
+    def _round(self, place: int, tensors: Sequence[Tensor]) -> None:
+        copy = self._copies[place]
+        if place < len(tensors) and tensors[place].shape == copy.shape:
+            with torch.no_grad():
+                tensors[place].copy_(copy)
 
     def loaded(self, values: Mapping[int, Tensor], tensors: Sequence[Tensor]) -> ExactCopies:
         """The copies once these values are loaded into these tensors; self stays as it is."""
@@ -105,6 +161,7 @@ class ExactCopies:
                 dtype = _exact_dtype(tensor.dtype)
                 made._copies[place] = value.to(tensor.device, dtype, copy=True)
         made.note()
+        made._before = {at: kept for at, kept in self._before.items() if at not in values}
         return made
 
     def follow(self, dtypes: Sequence[torch.dtype], tensors: Sequence[Tensor]) -> None:

@@ -143,8 +143,9 @@ class AveragedModel(TorchAveragedModel):
     module holds it rounded, and on its own would stop moving where an update is smaller than half
     a unit in its last place. Whole numbers are averaged in float64 likewise; truth values are
     copied. The state dict has torch's keys, and these copies as values: what loads it into half
-    precision, torch's class too, rounds them. Writing into the copies changes the average, which
-    the module shows after its next update.
+    precision, torch's class too, rounds them. Writing into the copies changes the average, as
+    torch.distributed.checkpoint does when it loads: the module shows it as soon as it is asked for
+    (code that torch.compile has made asks for nothing).
 
     Args:
         model: what is averaged; it is copied
@@ -186,6 +187,26 @@ class AveragedModel(TorchAveragedModel):
             # pickled by an earlier version
             self._exact = ExactCopies(vars(self).pop("_wide", None))
             self.register_state_dict_post_hook(_with_exact_values)  # type: ignore[no-untyped-call]
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._show()
+        return {**vars(self)}
+
+    @property
+    def module(self) -> Module:  # type: ignore[override]
+        """The copy, with what was written into values of the state dict."""
+        self._show()
+        return self._modules["module"]  # type: ignore[return-value]
+
+    def _named_members(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Any]]:
+        # those of whom all parameters and buffers are asked of
+        self._show()
+        return super()._named_members(*args, **kwargs)  # type: ignore[no-any-return]
+
+    def _show(self) -> None:
+        exact = vars(self).get("_exact")
+        if exact is not None and not torch.compiler.is_compiling() and exact.are_written():
+            exact.show(self._averaged_in(self._modules["module"]))
 
     @outside_graphs
     @torch.no_grad()
@@ -261,9 +282,12 @@ class AveragedModel(TorchAveragedModel):
 
     def _averaged(self) -> list[Tensor]:
         """What is averaged, each once."""
-        buffers = self.module.buffers() if self.use_buffers else ()
+        return self._averaged_in(self.module)
+
+    def _averaged_in(self, module: Any) -> list[Tensor]:
+        buffers = module.buffers() if self.use_buffers else ()
         return [
-            *self.module.parameters(),
+            *module.parameters(),
             *(buffer for buffer in buffers if buffer.dtype is not torch.bool),
         ]
 
@@ -280,7 +304,7 @@ class AveragedModel(TorchAveragedModel):
     def exact_averages(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The copies in the state dict, and the tensors that hold them rounded."""
         for _, place, tensor in self._rounded():
-            yield self._exact.get(place, tensor.detach()), tensor
+            yield self._exact.get_for_reading(place, tensor.detach()), tensor
 
     def round_averages(self) -> None:
         """Have the module show what was written into the copies."""
@@ -330,7 +354,7 @@ def _with_exact_values(
         # what hooks have made stays, and what was asked for with keep_vars=True
         if value is tensor or _place(value) != _place(tensor):
             continue
-        exact = averaged._exact.get(place, tensor.detach())
+        exact = averaged._exact.get_for_reading(place, tensor.detach())
         # whole numbers may have more digits than float64
         if is_inexact(tensor) or torch.equal(exact.to(tensor.dtype), tensor):
             state_dict[prefix + name] = exact

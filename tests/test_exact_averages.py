@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+import torch.distributed.checkpoint as dcp
 import torch.optim.swa_utils as theirs
-from torch import nn
+from torch import Tensor, nn
 
 from stepwell import swa_utils as ours
 from stepwell.checkpoint import CheckpointError, from_torch, load, save
@@ -250,17 +251,95 @@ def exact_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def test_what_is_written_into_a_state_dict_counts() -> None:
-    model = _model()
-    averaged = _averaged(model)
-    _train(model, averaged)
+def _by_hand(averaged: Any, path: Path) -> None:
     for value in averaged.state_dict().values():
         if value.is_floating_point():
             value.fill_(64.0)
-    twin = copy.deepcopy(averaged)
-    assert (twin.state_dict()["module.0.weight"] == averaged.module[0].weight).all()
-    averaged.update_parameters(model)
+
+
+def _by_distributed_checkpoint(averaged: Any, path: Path) -> None:
+    other = copy.deepcopy(averaged)
+    _by_hand(other, path)
+    dcp.save({"ema": other.state_dict()}, checkpoint_id=path, no_dist=True)
+    dcp.load({"ema": averaged.state_dict()}, checkpoint_id=path, no_dist=True)
+
+
+READS: dict[str, Callable[[Any], Tensor]] = {
+    "module": lambda averaged: averaged.module[0].weight,
+    "parameters": lambda averaged: next(averaged.parameters()),
+    "buffers": lambda averaged: dict(averaged.named_buffers())["module.1.running_mean"],
+    "state dict": lambda averaged: averaged.state_dict()["module.0.weight"],
+    "its tensors": lambda averaged: averaged.state_dict(keep_vars=True)["module.0.weight"],
+    "deepcopy": lambda averaged: copy.deepcopy(averaged).module[0].weight,
+    "pickle": lambda averaged: _pickled(averaged, None).module[0].weight,
+    "cast": lambda averaged: averaged.float()._modules["module"][0].weight,
+    "loaded in part": lambda averaged: _loaded_in_part(averaged).module[0].weight,
+}
+
+
+def _loaded_in_part(averaged: Any) -> Any:
+    averaged.load_state_dict({"n_averaged": torch.tensor(3)}, strict=False)
+    return averaged
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("read", [*READS, "forward"])
+@pytest.mark.parametrize("write", [_by_hand, _by_distributed_checkpoint])
+def test_what_is_written_into_a_state_dict_is_seen_at_once(
+    write: Any, read: str, tmp_path: Path
+) -> None:
+    model = _model()
+    averaged = _averaged(model)
+    _train(model, averaged)
+    write(averaged, tmp_path)
+    if read == "forward":
+        with torch.no_grad():
+            assert torch.equal(averaged.eval()(torch.zeros(1, 3).bfloat16()), _of_64s())
+    else:
+        assert (READS[read](averaged) == 64.0).all()
+    averaged.bfloat16().update_parameters(model)
     assert (averaged.module[0].weight > 60).all()
+
+
+def _of_64s() -> Tensor:
+    model = _model().eval()
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.fill_(64)
+        return model(torch.zeros(1, 3).bfloat16())  # type: ignore[no-any-return]
+
+
+def test_weights_that_stand_in_an_average_for_a_while_take_no_digits_from_it() -> None:
+    """They are what a state dict holds meanwhile; those of other tensors are the averages."""
+    model = _model()
+    averaged, twin = _averaged(model), _averaged(model)
+    _train(model, averaged, twin)
+    weight = averaged.module[0].weight
+    kept = weight.detach().clone()
+    for resumed in (averaged, copy.deepcopy(averaged)):
+        weight = resumed.module[0].weight
+        with torch.no_grad():
+            weight.copy_(model[0].weight)
+        for _ in range(2):
+            found, expected = resumed.state_dict(), twin.state_dict()
+            assert torch.equal(found.pop("module.0.weight").bfloat16(), weight)
+            assert all(torch.equal(value, expected[name]) for name, value in found.items())
+        resumed = copy.deepcopy(resumed)
+        with torch.no_grad():
+            resumed.module[0].weight.copy_(kept)
+        _assert_alike(resumed, twin)
+    # those that are left there are what is averaged on
+    averaged.update_parameters(model)
+    with torch.no_grad():
+        averaged.module[0].weight.copy_(kept)
+    assert torch.equal(averaged.state_dict()["module.0.weight"], kept.float())
+
+
+def test_compiled_averages_stay_whole_graphs() -> None:
+    averaged = _averaged(_model()).eval()
+    compiled = torch.compile(averaged, backend="eager", fullgraph=True)
+    given = torch.ones(2, 3).bfloat16()
+    assert torch.equal(compiled(given), averaged(given))
 
 
 def test_what_is_written_into_a_copy_of_an_average_counts() -> None:
