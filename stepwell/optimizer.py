@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections import defaultdict
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
 import torch
@@ -38,7 +38,7 @@ from .matching import LoadReport
 from .param_groups import add_group, as_groups
 from .persistence import Persistence
 from .plan import Plan, Stepper
-from .rehearsal import initial_state, is_rehearsal
+from .rehearsal import Made, begin_anew, is_rehearsal, rehearse
 from .state import create_state
 
 # torch has it from 2.13 on
@@ -107,6 +107,9 @@ class Optimizer(Persistence, Flags, TorchOptimizer):  # type: ignore[misc]
     sparse_only: ClassVar[bool] = False
     """Gradients must be sparse; the rows that they leave out are left alone."""
     starts_with_state: ClassVar[bool] = False
+
+    # state that was made for torch.distributed.checkpoint before the first step
+    _rehearsed: Sequence[Made] = ()
 
     declaration: ClassVar[Declaration]
     _compositions: ClassVar[dict[Any, type[Optimizer]]]
@@ -229,6 +232,9 @@ class Optimizer(Persistence, Flags, TorchOptimizer):  # type: ignore[misc]
         self._newborn = ()
         if self._held is None and scaling is UNSCALED and self._rehearses():
             return _rest
+        if self._rehearsed:
+            begin_anew(self.state, self._rehearsed)
+            self._rehearsed = ()
         plan = self._make_plan(scaling)
         if not plan.load(scaling):
             raise RuntimeError(
@@ -252,8 +258,7 @@ class Optimizer(Persistence, Flags, TorchOptimizer):  # type: ignore[misc]
         formula = self._state_formula()
         if formula is None or not is_rehearsal(self.param_groups, self.state):
             return False
-        with torch.inference_mode(False):
-            self.state.update(initial_state(formula, self.param_groups, self.defaults))
+        self._rehearsed = rehearse(formula, self.param_groups, self.state, self.defaults)
         return True
 
     def _make_plan(self, scaling: Scaling) -> Stepper:

@@ -19,7 +19,7 @@ from .held_groups import checked_group
 from .hooks import KINDS, Hooks
 from .hyperparameters import Checked
 from .language import Formula, program_for
-from .matching import LoadReport, match, refusal
+from .matching import EXECUTION, LoadReport, match, refusal
 from .state_dict import Layout, Loading, Policy, load_group, load_state, pack, read
 
 __all__ = ["Persistence"]
@@ -33,6 +33,8 @@ PASSING = {
 }
 # what it must take along
 OWN = {"defaults", "state", "param_groups"}
+# what a load replaces
+LOADED = ("state", "param_groups")
 
 
 class Persistence(Hooks):
@@ -96,7 +98,7 @@ class Persistence(Hooks):
         else by order. A named parameter may have moved to another group; a saved group goes to
         the group that shares the most names with it. Tensors are copied, to the device of their
         parameter. `foreach`, `fused`, `capturable` and `differentiable` stay as constructed, and
-        so does what the state dict lacks.
+        so does what the state dict lacks, unless groups do not list it at its default.
 
         Args:
             state_dict: what to load
@@ -151,6 +153,13 @@ class Persistence(Hooks):
         merged = load_group(self.param_groups[index], saved)
         settled = {f.name: f.default for f in self.declaration.fields.values() if f.fixed}
         items = {**merged, **settled}
+        if saved is not None:
+            # a group does not list them at their defaults
+            items |= {
+                name: default
+                for name, default in self.declaration.unlisted.items()
+                if name not in saved and name not in EXECUTION
+            }
         if not _is_left_by_schedule(items):
             return self.declaration.complete(items, self.defaults, index)
         full = self.declaration.complete({**items, "lr": self.defaults["lr"]}, self.defaults, index)
@@ -171,22 +180,38 @@ class Persistence(Hooks):
     def _take(self, state: dict[Any, Any], groups: list[dict[str, Any]]) -> None:
         """Make loaded state and groups the optimizer's own."""
         held_state, held_groups = self.state, self.param_groups
+        stored = {name: vars(self)[name] for name in LOADED if name in vars(self)}
         fresh: defaultdict[Any, Any] = defaultdict(dict, state)
         try:
             self.__setstate__({"state": fresh, "param_groups": groups})
         except BaseException:
             # a subclass may have its own __setstate__
-            self.state, self.param_groups = held_state, held_groups
+            Persistence._put_back(self, stored, held_state, held_groups)
             raise
+        # a subclass may have a property instead, which knows only what is held
+        new_state = fresh if self.state is held_state else self.state
+        pairs = zip(held_groups, self.param_groups, groups, strict=True)
         # whoever holds on to a group, or to the state, goes on seeing the optimizer's
-        for group, loaded in zip(held_groups, self.param_groups, strict=True):
+        for group, own, loaded in [*pairs]:
+            new = dict(loaded if own is group else own)
             dict.clear(group)
-            dict.update(group, loaded)
+            dict.update(group, new)
             if isinstance(group, Checked):
                 group.waiting = ", as it was loaded" if _is_left_by_schedule(group) else ""
         held_state.clear()
-        held_state.update(self.state)
-        self.state, self.param_groups = held_state, held_groups
+        held_state.update(new_state)
+        Persistence._put_back(self, stored, held_state, held_groups)
+
+    def _put_back(self, stored: Mapping[str, Any], state: Any, groups: Any) -> None:
+        """Have the optimizer hold these again; a property without a setter holds them anyway."""
+        for name, held in zip(LOADED, (state, groups), strict=True):
+            if name in stored:
+                vars(self)[name] = stored[name]
+            else:
+                vars(self).pop(name, None)
+            if getattr(self, name) is not held:
+                with suppress(AttributeError):
+                    setattr(self, name, held)
 
     # Copies
 

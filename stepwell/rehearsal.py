@@ -1,55 +1,82 @@
 """Rehearsal: a step that is taken only for the state that it makes.
 
 torch.distributed.checkpoint loads into state that is there, so before the first step it takes one
-with rates and gradients of zero:
+with rates and gradients of zero, in `_init_optim_state`:
 https://github.com/pytorch/pytorch/blob/main/torch/distributed/checkpoint/state_dict.py
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import sys
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .cohort import local_part
 from .language import Formula, program_for
+from .language.number import is_fake
 from .native.uploads import is_capturing
 from .state import create_state
 
-__all__ = ["initial_state", "is_rehearsal"]
+__all__ = ["Made", "begin_anew", "is_rehearsal", "rehearse"]
 
 Group = Mapping[str, Any]
 
+CALLER = "_init_optim_state", "torch.distributed.checkpoint.state_dict"
+"""The function that takes the step, and its module."""
+
+DEPTH = 100
+"""How many calls may lie between that function and the step: those of hooks and wrappers."""
+
 
 def is_rehearsal(groups: Sequence[Group], state: Mapping[Any, Any]) -> bool:
-    """Whether no parameter has state, all rates are zero, and so are all gradients.
+    """Whether no parameter has state, and it is torch.distributed.checkpoint that takes the step.
 
-    A warm-up that starts at a rate of zero has gradients that are not.
+    Rates and gradients do not tell: the first step of a warm-up may have a rate of zero, and
+    gradients of zero too, and counts.
     """
-    # quick to say no, for it is asked before each first step
-    if not all(_is_zero(group.get("lr")) for group in groups):
-        return False
-    params = [param for group in groups for param in group["params"]]
-    grads = [param.grad for param in params if param.grad is not None]
-    if not grads or any(state.get(param) for param in params):
-        return False
-    return not any(map(_is_unknown, grads)) and not any(bool(grad.any()) for grad in grads)
+    params = (param for group in groups for param in group["params"])
+    return not any(state.get(param) for param in params) and _is_called_by_torch()
 
 
-def _is_zero(rate: Any) -> bool:
-    if isinstance(rate, Tensor):
-        return not (_is_unknown(rate) or is_capturing(rate.device)) and not bool(rate)
-    return bool(rate == 0)
+def _is_called_by_torch() -> bool:
+    name, module = CALLER
+    # most trainings do not import it
+    frame = sys._getframe() if module in sys.modules else None
+    for _ in range(DEPTH):
+        if frame is None:
+            return False
+        if frame.f_code.co_name == name and frame.f_globals.get("__name__") == module:
+            return True
+        frame = frame.f_back
+    return False
 
 
-def _is_unknown(tensor: Tensor) -> bool:
-    """Whether its numbers cannot be looked at."""
-    fake = tensor.is_meta or type(tensor).__name__ == "FakeTensor"
-    return fake or tensor.layout is not torch.strided or is_capturing(tensor.device)
+class Made(NamedTuple):
+    """The state of a parameter as a rehearsal has made it."""
+
+    param: Tensor
+    entries: dict[str, Any]
+    values: dict[str, Any]
+    sums: list[float]
 
 
-def initial_state(
+def rehearse(
+    formula: Formula,
+    groups: Sequence[Group],
+    state: MutableMapping[Any, Any],
+    defaults: Mapping[str, Any],
+) -> list[Made]:
+    """Make the state of each parameter with a gradient, and remember what was made."""
+    with torch.inference_mode(False):
+        made = _initial_state(formula, groups, defaults)
+    state.update(made)
+    return [Made(param, entries, dict(entries), _sums(entries)) for param, entries in made.items()]
+
+
+def _initial_state(
     formula: Formula, groups: Sequence[Group], defaults: Mapping[str, Any]
 ) -> dict[Tensor, dict[str, Any]]:
     """The state of each parameter with a gradient as a load would find it: all entries, no step.
@@ -68,3 +95,29 @@ def initial_state(
                 if entries:
                     made[param] = entries
     return made
+
+
+def begin_anew(state: MutableMapping[Any, Any], made: Iterable[Made]) -> None:
+    """Drop the state that nobody has loaded into: a first step makes its own.
+
+    It knows the group's rate as it is then, and takes the first gradient as it is.
+    """
+    for param, entries, values, sums in made:
+        if (
+            state.get(param) is entries
+            and entries.keys() == values.keys()
+            and all(entries[name] is value for name, value in values.items())
+            and not is_capturing(param.device)
+            and _sums(entries) == sums
+        ):
+            del state[param]
+
+
+def _sums(entries: Mapping[str, Any]) -> list[float]:
+    """A number for each tensor that is another one once somebody has loaded into it.
+
+    Versions of tensors do not tell: a broadcast leaves them as they are, and a copy begins anew.
+    """
+    tensors = [value for value in entries.values() if isinstance(value, Tensor)]
+    parts = [local_part(tensor) if hasattr(tensor, "to_local") else tensor for tensor in tensors]
+    return [0.0 if is_fake(part) else float(part.abs().sum()) for part in parts]

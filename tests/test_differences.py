@@ -63,6 +63,11 @@ ELSEWHERE = {
         "test_distributed_checkpoint",
         "test_to_ask_before_the_first_step_is_no_step",
     ),
+    "flat state dicts of `torch.distributed.checkpoint` (`flatten_optimizer_state_dict=True`), "
+    "loaded into groups with an argument that torch's class lacks, such as `RMSprop(fused=True)`": (
+        "test_distributed_checkpoint",
+        "test_flat_state_dicts_that_lack_a_key_of_the_groups",
+    ),
     "numbers of numpy as hyperparameters": (
         "test_pickle",
         "test_files_of_what_an_optimizer_shows_run_no_code",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import pickle
 import weakref
 from functools import partial
 from pathlib import Path
@@ -154,6 +155,31 @@ def test_what_torchs_class_saved(name: str, options: dict[str, Any], flat: bool)
     torch.testing.assert_close(mine.state_dict(), model.state_dict(), **tolerance)
 
 
+def test_flat_state_dicts_that_lack_a_key_of_the_groups() -> None:
+    model, optimizer = made(torch.optim, "RMSprop", {})
+    go_on(model, optimizer, range(2))
+    mine, own = made(stepwell, "RMSprop", {"fused": True})
+    set_optimizer_state_dict(mine, own, get_optimizer_state_dict(model, optimizer))
+    assert [state["step"] for state in own.state.values()] == [2, 2]
+    flat = StateDictOptions(flatten_optimizer_state_dict=True)
+    saved = get_optimizer_state_dict(model, optimizer, options=flat)
+    with pytest.raises(KeyError, match="fused"):
+        set_optimizer_state_dict(mine, own, saved, options=flat)
+    saved = get_optimizer_state_dict(mine, own, options=flat)
+    twin, other = made(stepwell, "RMSprop", {"fused": True})
+    set_optimizer_state_dict(twin, other, saved, options=flat)
+    assert [state["step"] for state in other.state.values()] == [2, 2]
+
+
+def test_what_groups_do_not_list_at_its_default_is_loaded() -> None:
+    model, optimizer = made(stepwell, "Muon", {})
+    go_on(model, optimizer, range(2))
+    saved = get_optimizer_state_dict(model, optimizer)
+    mine, own = made(stepwell, "Muon", {"ns_dtype": "float32"})
+    set_optimizer_state_dict(mine, own, saved)
+    assert own.param_groups[0].get("ns_dtype") is None
+
+
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @pytest.mark.parametrize("name", ["RMSprop", "Adafactor"])
 def test_a_file_of_torchs_class(tmp_path: Path, name: str) -> None:
@@ -210,6 +236,99 @@ def test_a_group_of_its_own_rate_is_no_rehearsal() -> None:
     optimizer.step()
     assert optimizer.state[weight]["step"] == 1
     assert frozen not in optimizer.state
+
+
+@pytest.mark.parametrize("combined", [False, True])
+@each_class
+def test_a_warm_up_from_zero_whose_gradients_are_zero_is_counted(
+    name: str, options: dict[str, Any], combined: bool
+) -> None:
+    """As of layers that start at zero: all looks as in a step that torch takes for the state."""
+    results = []
+    for library in (torch.optim, stepwell):
+        weight = nn.Parameter(torch.ones(2, 2, dtype=torch.float64))
+        optimizer = getattr(library, name)([weight], **{"lr": 0.5, **options})
+        schedule = library.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, step / 2))
+        step = optimizer.step
+        if combined and library is stepwell:
+            step = stepwell.Combined({"one": optimizer}).step
+        for grad in (0.0, 1.0, 1.0):
+            weight.grad = torch.full_like(weight, grad)
+            step()
+            schedule.step()
+        results.append(weight.detach())
+    tolerance = {"rtol": 0.02, "atol": 0.02} if name == "Muon" else {"rtol": 1e-5, "atol": 1e-6}
+    torch.testing.assert_close(results[1], results[0], **tolerance)
+
+
+OWN_RATE = [
+    ("Rprop", {}, None),
+    ("ASGD", {"weight_decay": 0.1}, None),
+    ("SGD", {"momentum": 0.9, "dampening": 0.5}, None),
+    ("NAdam", {}, None),
+    ("SGD", {"momentum": 0.9, "dampening": 0.5}, "one"),
+    ("Rprop", {}, "one"),
+]
+
+
+def with_own_rate(name: str, options: dict[str, Any], combined: Any) -> tuple[nn.Module, Any]:
+    """A training whose groups have a rate that is not the constructor's."""
+    model = net()
+    first, second = ([{"params": [p], "lr": 0.3}] for p in model.parameters())
+    rule = partial(getattr(stepwell, name), lr=0.01, **options)
+    if combined:
+        return model, stepwell.Combined({"one": rule(first), "two": rule(second)})
+    return model, rule([*first, *second])
+
+
+@pytest.mark.parametrize(("name", "options", "combined"), OWN_RATE)
+def test_what_nobody_loads_into_begins_at_the_first_step(
+    name: str, options: dict[str, Any], combined: Any
+) -> None:
+    trainings = [with_own_rate(name, options, combined) for _ in range(5)]
+    for model, optimizer in trainings[1:]:
+        get_optimizer_state_dict(model, optimizer)
+    # what is asked for twice, and copies, are no load either
+    get_optimizer_state_dict(*trainings[2])
+    trainings[3] = copy.deepcopy(trainings[3])
+    trainings[4] = pickle.loads(pickle.dumps(trainings[4]))
+    for each in trainings:
+        go_on(*each, range(3))
+    for model, _ in trainings[1:]:
+        for one, other in zip(model.parameters(), trainings[0][0].parameters(), strict=True):
+            assert torch.equal(one, other)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("how", ["dcp", "in place", "behind its back", "replaced", "set"])
+@pytest.mark.parametrize(("name", "options", "combined"), OWN_RATE)
+def test_what_is_loaded_into_goes_on(
+    name: str, options: dict[str, Any], combined: Any, how: str, tmp_path: Path
+) -> None:
+    model, optimizer = with_own_rate(name, options, combined)
+    go_on(model, optimizer, range(2))
+    saved = get_optimizer_state_dict(model, optimizer)
+    mine, own = with_own_rate(name, options, combined)
+    mine.load_state_dict(model.state_dict())
+    found = get_optimizer_state_dict(mine, own)
+    if how == "dcp":
+        dcp.save(saved, checkpoint_id=tmp_path, no_dist=True)
+        dcp.load(found, checkpoint_id=tmp_path, no_dist=True)
+    elif how == "set":
+        set_optimizer_state_dict(mine, own, copy.deepcopy(saved))
+    else:
+        for param, other in zip(mine.parameters(), model.parameters(), strict=True):
+            for key, value in optimizer.state[other].items():
+                if how == "replaced":
+                    own.state[param][key] = value.clone()
+                else:
+                    # a broadcast of torch.distributed does not count as a version either
+                    held = own.state[param][key]
+                    (held if how == "in place" else held.data).copy_(value)
+    for each in ((model, optimizer), (mine, own)):
+        go_on(*each, range(2, 4))
+    for one, other in zip(mine.parameters(), model.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_parameters_that_are_swapped_in_their_lists_leave_no_state_behind() -> None:

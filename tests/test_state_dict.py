@@ -845,6 +845,38 @@ def test_state_that_nobody_declared():
     assert values(optimizer)[1][0]["count"].dtype == torch.int64
 
 
+VALUES = {"maximize": True, "ns_dtype": "float32", "batch_dims": 1}
+WAYS = [
+    *((key, how) for key in VALUES for how in ("state dict", "file")),
+    *((key, "combined") for key in ("ns_dtype", "batch_dims")),
+]
+
+
+@pytest.mark.parametrize(("key", "how"), WAYS)
+def test_what_groups_do_not_list_at_its_default_is_loaded(key, how, tmp_path):
+    rule = stepwell.LBFGS if key == "maximize" else stepwell.Muon
+
+    def made(**own):
+        optimizer = rule([("w", torch.nn.Parameter(torch.ones(2, 3, 4)))], **own)
+        return stepwell.Combined({"one": optimizer}) if how == "combined" else optimizer
+
+    donor, optimizer = made(), made(**{key: VALUES[key]})
+    if how == "file":
+        stepwell.checkpoint.save(tmp_path / "file", optimizer=donor)
+        stepwell.checkpoint.load(tmp_path / "file", optimizer=optimizer)
+    else:
+        optimizer.load_state_dict(donor.state_dict())
+    assert key not in optimizer.param_groups[0]
+    donor.load_state_dict(made(**{key: VALUES[key]}).state_dict())
+    assert donor.param_groups[0][key] == VALUES[key]
+
+
+def test_unlisted_flags_stay_as_constructed():
+    optimizer = stepwell.RMSprop(weights(), fused=True)
+    optimizer.load_state_dict(stepwell.RMSprop(weights()).state_dict())
+    assert optimizer.param_groups[0]["fused"] is True
+
+
 class Stubborn(stepwell.SGD):
     def __setstate__(self, state):
         super().__setstate__(state)

@@ -228,6 +228,70 @@ def test_hooks_of_one_wrapper_are_not_those_of_another() -> None:
     assert calls == [other]
 
 
+class Renamed(stepwell.AdamW):
+    """One that keeps groups and state elsewhere."""
+
+    @property
+    def param_groups(self) -> Any:
+        return self.my_groups
+
+    @param_groups.setter
+    def param_groups(self, groups: Any) -> None:
+        self.my_groups = groups
+
+    @property
+    def state(self) -> Any:
+        return self.my_state
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        self.my_state = state
+
+
+class Asking(stepwell.AdamW):
+    """One without groups and state, or a list, of its own."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self.inner = stepwell.AdamW(*args, **options)
+        self.defaults = self.inner.defaults
+
+    @property
+    def param_groups(self) -> Any:
+        return [*self.inner.param_groups]
+
+    @property
+    def state(self) -> Any:
+        return self.inner.state
+
+    def step(self, closure: Any = None) -> Any:
+        return self.inner.step(closure)
+
+
+@pytest.mark.parametrize("cls", [Renamed, Asking])
+@pytest.mark.parametrize("inside", [False, True])
+def test_groups_and_state_that_are_properties_are_loaded(cls: Any, inside: bool) -> None:
+    donor_params, params = weights(), weights()
+    donor = stepwell.AdamW(donor_params, lr=0.3)
+    fill_grads(donor_params, 0)
+    donor.step()
+    own = cls(params, lr=0.1)
+    optimizer = stepwell.Combined({"one": own}) if inside else own
+    held = own.param_groups[0], own.state
+    optimizer.load_state_dict(donor.state_dict())
+    for each in (copy.deepcopy(own), own):
+        assert each.param_groups[0]["lr"] == 0.3
+        assert [state["step"] for state in each.state.values()] == [1] * len(params)
+    assert held[0] is own.param_groups[0]
+    assert held[1] is own.state
+    for param, other in zip(params, donor_params, strict=True):
+        param.data.copy_(other.data)
+    for every, each in ((params, optimizer), (donor_params, donor)):
+        fill_grads(every, 1)
+        each.step()
+    for param, other in zip(params, donor_params, strict=True):
+        assert torch.equal(param, other)
+
+
 def test_looking_up_attributes_of_an_optimizer_stays_quick() -> None:
     """A class with `__getattr__` looks up every attribute in a slower way, in each step."""
     assert not hasattr(stepwell.Optimizer, "__getattr__")
