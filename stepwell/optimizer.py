@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections import defaultdict
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
 import torch
@@ -38,7 +38,7 @@ from .matching import LoadReport
 from .param_groups import add_group, as_groups
 from .persistence import Persistence
 from .plan import Plan, Stepper
-from .rehearsal import Made, begin_anew, is_rehearsal, rehearse
+from .rehearsal import begin_anew, is_rehearsal, rehearse
 from .state import create_state
 
 # torch has it from 2.13 on
@@ -107,9 +107,6 @@ class Optimizer(Persistence, Flags, TorchOptimizer):  # type: ignore[misc]
     sparse_only: ClassVar[bool] = False
     """Gradients must be sparse; the rows that they leave out are left alone."""
     starts_with_state: ClassVar[bool] = False
-
-    # state that was made for torch.distributed.checkpoint before the first step
-    _rehearsed: Sequence[Made] = ()
 
     declaration: ClassVar[Declaration]
     _compositions: ClassVar[dict[Any, type[Optimizer]]]

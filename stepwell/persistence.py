@@ -20,6 +20,7 @@ from .hooks import KINDS, Hooks
 from .hyperparameters import Checked
 from .language import Formula, program_for
 from .matching import EXECUTION, LoadReport, match, refusal
+from .rehearsal import Made
 from .state_dict import Layout, Loading, Policy, load_group, load_state, pack, read
 
 __all__ = ["Persistence"]
@@ -56,6 +57,8 @@ class Persistence(Hooks):
     _held: tuple[Any, Any, Any] | None = None
     # whose state the constructor has made; until the first step nobody else has
     _newborn: Sequence[Tensor] = ()
+    # the state that was made for torch.distributed.checkpoint before the first step
+    _rehearsed: Sequence[Made] = ()
 
     @outside_graphs
     def state_dict(self) -> StateDict:
