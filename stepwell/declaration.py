@@ -17,7 +17,7 @@ from typing_extensions import dataclass_transform
 from .language import Formula, Maximize, Unscale, compose
 from .language.fields import Field, Slot, count, fields_of, near_miss, plain_number, slots_of
 
-__all__ = ["Declaration", "Flags", "declare"]
+__all__ = ["Declaration", "Flags", "copied", "declare", "tensors_in"]
 
 OWN_KEYS = ("params", "param_names")
 
@@ -143,7 +143,7 @@ class Declaration:
     def complete(
         self, group: Mapping[str, Any], defaults: Mapping[str, Any], index: int
     ) -> dict[str, Any]:
-        """The group with all its hyperparameters, each of them checked."""
+        """The group with all its hyperparameters, each of them checked; it shares no default."""
         for name, default in defaults.items():
             if default is required and name not in group:
                 raise ValueError(
@@ -152,7 +152,8 @@ class Declaration:
                 )
         known = {name: f.default for name, f in self.fields.items()}
         # as torch does: the group's own keys first, then the defaults
-        full = {**group, **{k: v for k, v in {**known, **defaults}.items() if k not in group}}
+        rest = {**known, **defaults}
+        full = {**group, **{k: copied(v) for k, v in rest.items() if k not in group}}
         full = {key: self.checked(key, value, index) for key, value in full.items()}
         self._check_together(full, index)
         return full
@@ -167,6 +168,22 @@ class Declaration:
         problem = self.check(group)
         if problem is not None:
             raise ValueError(f"{problem} {place}")
+
+
+def copied(default: Any) -> Any:
+    """The default as another may hold it, who fills Tensors in place; what has a gradient stays."""
+    if isinstance(default, Tensor):
+        return default if default.requires_grad else default.detach().clone()
+    return tuple(map(copied, default)) if type(default) is tuple else default
+
+
+def tensors_in(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The Tensors among these values, and the tuples that have some."""
+    return {
+        key: value
+        for key, value in values.items()
+        if any(isinstance(v, Tensor) for v in (value if type(value) is tuple else (value,)))
+    }
 
 
 def _annotation(field: Field) -> Any:

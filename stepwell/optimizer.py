@@ -28,7 +28,7 @@ from torch.optim.optimizer import required as required
 from .backends import import_unseen
 from .cohort import Scaling, local_part
 from .compiling import outside_graphs
-from .declaration import Declaration, Flags, declare
+from .declaration import Declaration, Flags, copied, declare, tensors_in
 from .held_groups import check_groups
 from .hooks import hooked, profiled
 from .hyperparameters import is_elsewhere
@@ -140,8 +140,12 @@ class Optimizer(Persistence, Flags, TorchOptimizer):  # type: ignore[misc]
             # GradScaler then leaves it to the step to unscale, and to skip
             self._step_supports_amp_scaling = True
         given = as_groups(params, owner)
+        # the caller may fill them; defaults stay what they were
+        tensors = tensors_in(self.defaults)
         for group in given:
-            self.add_param_group(dict(group) if isinstance(group, dict) else group)
+            self.add_param_group({**tensors, **group} if isinstance(group, dict) else group)
+        if tensors:
+            self.defaults = {key: copied(value) for key, value in self.defaults.items()}
         if len(given) == len(self.param_groups):
             for group, own in zip(given, self.param_groups, strict=True):
                 group.update(own)

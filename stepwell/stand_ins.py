@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .declaration import tensors_in
 from .optimizer import Optimizer
 from .param_groups import add_group
 
@@ -34,7 +35,8 @@ def stand_ins(
     ]
     optimizer = rule.__new__(rule)
     optimizer.defaults = defaults
-    group = add_group({"params": members}, defaults, rule.declaration, [])
+    given = {**tensors_in(defaults), "params": members}
+    group = add_group(given, defaults, rule.declaration, [])
     optimizer.__setstate__({"param_groups": [group], "state": {}})
     return optimizer
 

@@ -193,6 +193,14 @@ ELSEWHERE = {
         "test_schedule_resume",
         "test_without_the_optimizers_state_too",
     ),
+    "schedules: groups that share a Tensor of the constructor's, and are led to different values": (
+        "test_schedule_groups",
+        "test_groups_that_share_a_tensor_are_led_each_by_itself",
+    ),
+    "a group that is added to an optimizer whose constructor was given Tensors": (
+        "test_schedule_groups",
+        "test_a_group_that_is_added_starts_with_what_the_constructor_was_given",
+    ),
     "schedules: a group that joins `LambdaLR` and others": (
         "test_schedule_groups",
         "test_a_group_joins_with_its_own_rate",

@@ -12,6 +12,7 @@ from torch.optim import lr_scheduler as torch_schedulers
 import stepwell
 from stepwell import lr_scheduler
 from stepwell.lr_scheduler import Schedule, cosine, linear
+from stepwell.lr_scheduler.hyperparameters import write
 
 from .schedule_cases import CASES, RATES, Case, optimizer, wobble
 
@@ -292,6 +293,119 @@ def test_a_rate_changed_by_hand_where_the_factor_is_zero():
         scheduler.step()
         rates.append(scheduler.get_last_lr()[0])
     assert rates == [0.0, 0.2]
+
+
+def numbers(value: Any) -> list[float]:
+    return list(map(float, value if isinstance(value, tuple) else (value,)))
+
+
+SHARED: list[tuple[str, dict[str, Any], list[str]]] = [
+    ("OneCycleLR", {"max_lr": [0.1, 0.2, 0.1], "total_steps": 5}, ["lr"]),
+    (
+        "OneCycleLR",
+        {"max_lr": 0.1, "total_steps": 5, "max_momentum": [0.7, 0.8, 0.7]},
+        ["momentum"],
+    ),
+    (
+        "CyclicLR",
+        {"base_lr": 0.1, "max_lr": 0.2, "step_size_up": 2, "max_momentum": [0.7, 0.8, 0.7]},
+        ["momentum"],
+    ),
+    (
+        "LambdaLR",
+        {"lr_lambda": [lambda t: 1 / (1 + t), lambda t: 1.0, lambda t: 1 / (1 + t)]},
+        ["lr"],
+    ),
+    ("SWALR", {"swa_lr": [0.1, 0.3, 0.1], "anneal_epochs": 2}, ["lr"]),
+    ("ReduceLROnPlateau", {"min_lr": [0.0, 0.4, 0.0], "patience": 0}, ["lr"]),
+    ("StepLR", {"step_size": 1}, []),
+]
+
+
+@pytest.mark.parametrize("betas", [False, True])
+@pytest.mark.parametrize("library", [torch.optim, stepwell])
+@pytest.mark.parametrize(("name", "arguments", "parted"), SHARED)
+def test_groups_that_share_a_tensor_are_led_each_by_itself(
+    name: str, arguments: Any, parted: list[str], library: Any, betas: bool
+) -> None:
+    """Those that hold numbers say where to; what all groups share goes on being shared."""
+    kinds = {"betas": (0.9, 0.99)} if betas else {"momentum": 0.9}
+    given: Any = {"lr": 0.5, **kinds}
+
+    def made(numbers: Any) -> Any:
+        groups = [{"params": [torch.nn.Parameter(torch.ones(1))]} for _ in range(3)]
+        if betas and library is torch.optim:
+            numbers = {**numbers, "capturable": True}
+        return (library.Adam if betas else library.SGD)(groups, **numbers)
+
+    shared = {
+        key: tuple(map(torch.tensor, v)) if type(v) is tuple else torch.tensor(v)
+        for key, v in given.items()
+    }
+    held = [made(given), made(shared)]
+    schedules = [getattr(lr_scheduler, name)(each, **arguments) for each in held]
+    for _ in range(3):
+        for schedule in schedules:
+            schedule.step(*([1.0] if name == "ReduceLROnPlateau" else []))
+        for plain, group in zip(*(each.param_groups for each in held), strict=True):
+            for key in given:
+                assert numbers(group[key]) == pytest.approx(numbers(plain[key]), rel=1e-5)
+    groups = held[1].param_groups
+    for key, tensor in shared.items():
+        holders = [group[key][0] if betas and key == "betas" else group[key] for group in groups]
+        first = tensor[0] if type(tensor) is tuple else tensor
+        is_parted = key in parted or (key == "betas" and "momentum" in parted)
+        assert [each is first for each in holders] == [True, not is_parted, True]
+        if key == "betas":
+            # what no schedule writes is shared by all
+            assert all(group[key][1] is tensor[1] for group in groups)
+
+
+def test_a_group_that_a_schedule_leaves_alone_keeps_its_rate() -> None:
+    rate = torch.tensor(0.5)
+    params = [torch.nn.Parameter(torch.ones(1)) for _ in range(2)]
+    held = stepwell.SGD([{"params": params[:1], "name": "a"}, {"params": params[1:]}], lr=rate)
+    write(held.param_groups, {"lr": [0.1, None]})
+    assert [group["lr"].item() for group in held.param_groups] == pytest.approx([0.1, 0.5])
+    assert held.param_groups[0]["lr"] is rate
+
+
+def first_tensors(held: Any) -> list[torch.Tensor]:
+    group = held.param_groups[0]
+    return [group["lr"], *(group["betas"] if "betas" in group else [group["momentum"]])]
+
+
+@pytest.mark.parametrize("kinds", [{"momentum": 0.9}, {"betas": (0.9, 0.99)}])
+def test_a_group_that_is_added_starts_with_what_the_constructor_was_given(kinds: Any) -> None:
+    tensors = {
+        key: tuple(map(torch.tensor, v)) if type(v) is tuple else torch.tensor(v)
+        for key, v in {"lr": 0.5, **kinds}.items()
+    }
+    kind = stepwell.Adam if "betas" in kinds else stepwell.SGD
+    held = kind([torch.nn.Parameter(torch.ones(1))], **tensors)
+    given = [tensors["lr"], *(tensors.get("betas") or [tensors["momentum"]])]
+    assert all(one is other for one, other in zip(first_tensors(held), given, strict=True))
+    schedule = lr_scheduler.OneCycleLR(held, 0.2, total_steps=5)
+    schedule.step()
+    for _ in range(2):
+        held.add_param_group({"params": [torch.nn.Parameter(torch.ones(1))]})
+    added = held.param_groups[1:]
+    for group in added:
+        assert group["lr"].item() == 0.5
+        assert float(group["betas"][0] if "betas" in kinds else group["momentum"]) == pytest.approx(
+            0.9
+        )
+    held.param_groups[1]["lr"].fill_(0.25)
+    assert [group["lr"].item() for group in held.param_groups[2:]] == [0.5]
+    schedule.step()
+    assert all(one is other for one, other in zip(first_tensors(held), given, strict=True))
+
+
+def test_a_rate_with_a_gradient_is_shared_with_groups_that_are_added() -> None:
+    rate = torch.tensor(0.5, requires_grad=True)
+    held = stepwell.SGD([torch.ones(1)], lr=rate, differentiable=True)
+    held.add_param_group({"params": [torch.ones(1)]})
+    assert held.param_groups[1]["lr"] is rate
 
 
 def test_curves_on_tensors_are_filled_in_place():

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..language.fields import SCHEDULED, near_miss
+from ..matching import are_alike
 from .watch import copied
 
 Groups = Sequence[dict[str, Any]]
@@ -71,8 +72,9 @@ class Floats(list[Number]):
 def write(groups: Groups, values: Mapping[str, Sequence[Number]]) -> dict[str, Sequence[Any]]:
     """Give each group its value of each hyperparameter; a Tensor is filled in place.
 
-    Tensors among the values are copied, so that no group holds one that others hold. A group whose
-    value is None is left alone.
+    Tensors among the values are copied, so that no group holds one that others hold. Of groups that
+    share a Tensor, those that get another value than the first get a Tensor of their own. A group
+    whose value is None is left alone.
 
     Returns:
         what the groups hold now under each key, where they hold no Tensors of their own
@@ -86,6 +88,8 @@ def write(groups: Groups, values: Mapping[str, Sequence[Number]]) -> dict[str, S
         made = {key: whole for _, key, whole, setitem in ready if not isinstance(setitem, _Filler)}
         ready.append(_prepared(groups, name, given, made))
     for having, key, whole, setitem in ready:
+        if isinstance(setitem, _Filler):
+            setitem.part(groups, key, dict(zip(map(id, having), whole, strict=True)))
         # a loop in C: a schedule does this at every step for every group
         deque(map(setitem, having, repeat(key), whole), maxlen=0)
     return {key: whole for _, key, whole, setitem in ready if not isinstance(setitem, _Filler)}
@@ -158,8 +162,25 @@ class _Filler:
     def __init__(self, index: int | None) -> None:
         self.index = index
 
+    def part(self, groups: Groups, key: str, values: Mapping[int, Number]) -> None:
+        """Give groups a Tensor of their own where the first that holds it gets another value."""
+        first: dict[int, Number | None] = {}
+        for group in groups:
+            held, value = self._held(group, key), values.get(id(group))
+            if not isinstance(held, Tensor):
+                continue
+            # where nothing is shared, a value is compared with itself, which waits for no device
+            if not are_alike([first.setdefault(id(held), value), value]):
+                own: Any = held.detach().clone()
+                if self.index is not None:
+                    own = (*group[key][: self.index], own, *group[key][self.index + 1 :])
+                dict.__setitem__(group, key, own)
+
+    def _held(self, group: dict[str, Any], key: str) -> Any:
+        return group[key] if self.index is None else group[key][self.index]
+
     def __call__(self, group: dict[str, Any], key: str, value: Number) -> None:
-        held: Any = group[key] if self.index is None else group[key][self.index]
+        held = self._held(group, key)
         if not isinstance(held, Tensor):
             write([group], {key if self.index is None else f"{key}[{self.index}]": [value]})
             return
