@@ -8,6 +8,7 @@ mean size of its kind.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -184,3 +185,14 @@ def threads(optimizer: Any) -> int:
 def files(folder: Path) -> list[str]:
     """The names of what is in a folder, in order."""
     return sorted(path.name for path in folder.iterdir())
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Make tensors in this dtype unless they say otherwise."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

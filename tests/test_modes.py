@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -14,20 +14,11 @@ from torch import Tensor
 import stepwell
 
 from .cases import CLASSES, REQUESTS, numbers
+from .compare import default_dtype
 
 pytestmark = pytest.mark.interpret
 
 RULES = [name for name in CLASSES if name not in ("LBFGS", "Muon")]
-
-
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 AROUND: dict[str, Callable[[], Any]] = {

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytest
@@ -16,7 +16,7 @@ from stepwell.language import ClipNorm
 from stepwell.native.triton_jit import is_interpreting
 
 from .cases import CLASSES, REQUESTS, numbers
-from .compare import assert_same_training, assert_training_within, snapshot
+from .compare import assert_same_training, assert_training_within, default_dtype, snapshot
 from .rules import RULES
 
 Surroundings = Callable[[], AbstractContextManager[Any]]
@@ -44,20 +44,10 @@ def _flags(rule: type[Any], request: str) -> dict[str, bool]:
 # Defaults
 
 
-@contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
 DEFAULTS: dict[str, Surroundings] = {
     "meta": lambda: torch.device("meta"),
-    "bfloat16": lambda: _default_dtype(torch.bfloat16),
-    "float64": lambda: _default_dtype(torch.float64),
+    "bfloat16": lambda: default_dtype(torch.bfloat16),
+    "float64": lambda: default_dtype(torch.float64),
 }
 
 
