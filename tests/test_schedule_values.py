@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
 from collections.abc import Iterator
 from typing import Any
@@ -107,6 +108,56 @@ def test_no_group_shares_a_tensor_with_anybody(name, arguments, library, rates, 
     copied = copy.deepcopy(state)
     schedule.step(*([1.0] if name == "ReduceLROnPlateau" else []))
     assert state == copied
+
+
+def of_numpy(value: Any) -> Any:
+    """The value, with numbers of NumPy in place of Python's."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(of_numpy, value))
+    if type(value) is dict:
+        return {key: of_numpy(item) for key, item in value.items()}
+    kind: Any = {bool: np.bool_, int: np.int64, float: np.float64}.get(type(value))
+    return value if kind is None else kind(value)
+
+
+def kinds(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return list(map(kinds, value))
+    return {k: kinds(v) for k, v in value.items()} if isinstance(value, dict) else type(value)
+
+
+@pytest.mark.filterwarnings("ignore:The epoch parameter")
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.label)
+def test_whole_numbers_and_others_of_numpy_are_pythons(case: Case) -> None:
+    """As arguments, as epochs and in states."""
+    plain = case.make(lr_scheduler, optimizer(*RATES, momentum=0.9))
+    case = dataclasses.replace(case, arguments=of_numpy(case.arguments))
+    schedule = case.make(lr_scheduler, optimizer(*RATES, momentum=0.9))
+    for _ in range(2):
+        plain.step()
+        schedule.step()
+    if case.parts is None:
+        plain.step(3)
+        schedule.step(np.int64(3))
+    for _ in range(2):
+        state = schedule.state_dict()
+        assert kinds(state) == kinds(plain.state_dict())
+        assert loaded_without_code(state) == state
+        schedule = case.make(lr_scheduler, optimizer(*RATES, momentum=0.9))
+        schedule.load_state_dict(of_numpy(state))
+
+
+@pytest.mark.filterwarnings("ignore:The epoch parameter")
+def test_numbers_of_numpy_in_a_plateau_are_pythons() -> None:
+    arguments = {"factor": 0.5, "patience": 2, "threshold": 0.1, "cooldown": 1, "eps": 0.1}
+    plain = lr_scheduler.ReduceLROnPlateau(optimizer(0.5), **arguments, last_epoch=3)
+    given = of_numpy({**arguments, "last_epoch": 3})
+    schedule = lr_scheduler.ReduceLROnPlateau(optimizer(0.5), **given)
+    for each, number in ((plain, int), (schedule, np.int64)):
+        each.step(1.0, number(5))
+    schedule.load_state_dict(of_numpy(schedule.state_dict()))
+    assert kinds(vars(schedule)) == kinds(vars(plain))
+    assert loaded_without_code(schedule.state_dict()) == plain.state_dict()
 
 
 @pytest.mark.parametrize("library", [torch.optim, stepwell])

@@ -92,7 +92,7 @@ class CosineAnnealingWarmRestarts(CurveLR):
 
     def _update_lr(self, epoch: float | None = None) -> None:
         if epoch is not None:
-            require_epoch(epoch, type(self).__name__)
+            epoch = require_epoch(epoch, type(self).__name__)
         self._follow_groups()
         self.T_cur, self.T_i = self._cycle(epoch)
         super()._update_lr(epoch)  # type: ignore[arg-type]

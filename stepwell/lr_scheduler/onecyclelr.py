@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch.optim import Optimizer
 
-from ..language.fields import Field, Range
+from ..language.fields import Field, Range, plain_number
 from ..language.number import is_number
 from .curvelr import along
 from .curves.one_cycle import SHAPES, ends, phase
@@ -95,13 +95,14 @@ class OneCycleLR(MomentumCycle):
         require_optimizer(optimizer, owner)
         self.optimizer = optimizer
         self.total_steps = _total_steps(total_steps, epochs, steps_per_epoch, owner)
+        pct_start = plain_number(pct_start)
         _check_form(pct_start, anneal_strategy, owner)
         self._schedule_phases = _phases(self.total_steps, pct_start, three_phase)
         self._anneal_func_type = anneal_strategy
         self.cycle_momentum = cycle_momentum
         highest = per_group(max_lr, optimizer, "max_lr", owner)
-        for field, value in zip(FIELDS[2:], (div_factor, final_div_factor), strict=True):
-            field.check(value, owner)
+        factors = zip(FIELDS[2:], (div_factor, final_div_factor), strict=True)
+        div_factor, final_div_factor = (field.check(value, owner) for field, value in factors)
         firsts = [RATE.check(rate, owner) / div_factor for rate in highest]
         lasts = [first / final_div_factor for first in firsts]
         self._given = {"initial_lr": firsts, "max_lr": highest, "min_lr": lasts}
@@ -192,15 +193,13 @@ def _check_end(step: int, total: int, owner: str) -> None:
 
 def _total_steps(total: Any, epochs: Any, per_epoch: Any, owner: str) -> int:
     if total is not None:
-        require_positive_integer("total_steps", total, owner)
-        return int(total)
+        return require_positive_integer("total_steps", total, owner)
     if epochs is None or per_epoch is None:
         raise ValueError(
             f"You must define either total_steps OR (epochs AND steps_per_epoch) ({owner})"
         )
-    require_positive_integer("epochs", epochs, owner)
-    require_positive_integer("steps_per_epoch", per_epoch, owner)
-    return int(epochs * per_epoch)
+    count = require_positive_integer("epochs", epochs, owner)
+    return count * require_positive_integer("steps_per_epoch", per_epoch, owner)
 
 
 def _check_form(pct_start: Any, anneal_strategy: Any, owner: str) -> None:

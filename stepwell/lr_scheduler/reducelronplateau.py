@@ -91,14 +91,14 @@ class ReduceLROnPlateau(LRScheduler, TorchReduceLROnPlateau):
         )
         LAST_EPOCH.check(last_epoch, owner)
         watch(optimizer)
-        self.factor = factor
-        self.patience = patience
-        self.cooldown = cooldown
-        self.eps = eps
+        self.factor = copied(factor)
+        self.patience = copied(patience)
+        self.cooldown = copied(cooldown)
+        self.eps = copied(eps)
         self.last_epoch = copied(last_epoch) + 1
         self._last_lr = [copied(rate) for rate in read(optimizer.param_groups, "lr")]
         self.mode = mode
-        self.threshold = threshold
+        self.threshold = copied(threshold)
         self.threshold_mode = threshold_mode
         self.mode_worse = math.inf if mode == "min" else -math.inf
         self._reset()
@@ -136,7 +136,7 @@ class ReduceLROnPlateau(LRScheduler, TorchReduceLROnPlateau):
         owner = type(self).__name__
         current = float(metrics)
         if epoch is not None:
-            require_epoch(epoch, owner)
+            epoch = require_epoch(epoch, owner)
             warnings.warn(EPOCH_DEPRECATION_WARNING, UserWarning, stacklevel=2)
         if math.isnan(current):
             warnings.warn(

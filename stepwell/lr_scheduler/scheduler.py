@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import EPOCH_DEPRECATION_WARNING
 from torch.optim.lr_scheduler import LRScheduler as TorchLRScheduler
 
 from ..compiling import skipped
-from ..language.fields import Field, Range
+from ..language.fields import Field, Range, plain_number
 from .hyperparameters import Floats, Groups, Number, are_plain, holds, read, write
 from .stored import as_state, check_kinds, declared_attributes
 from .watch import check_order, copied, loads, look, meant_values, move_on, settle, snapshot, watch
@@ -139,7 +139,7 @@ class LRScheduler(TorchLRScheduler):
 
     def _update_lr(self, epoch: int | None = None) -> None:
         if epoch is not None:
-            require_epoch(epoch, type(self).__name__)
+            epoch = require_epoch(epoch, type(self).__name__)
         groups = self._follow_groups()
         before = self.last_epoch
         self.last_epoch = before + 1 if epoch is None else epoch
@@ -264,7 +264,7 @@ class LRScheduler(TorchLRScheduler):
         Raises:
             ValueError, TypeError: an entry is out of range or of another kind; nothing is changed
         """
-        state = deepcopy(as_state(state_dict, type(self).__name__))
+        state = snapshot(deepcopy(as_state(state_dict, type(self).__name__)))
         self._check_state(state)
         look(self.optimizer)
         meant = meant_values(self.optimizer)
@@ -356,30 +356,34 @@ def require_optimizer(optimizer: Any, owner: str) -> None:
         )
 
 
-def require_epoch(epoch: Any, owner: str) -> None:
-    """Check that a schedule can go to this epoch.
+def require_epoch(epoch: Any, owner: str) -> Any:
+    """Return the epoch as a number of Python's, if a schedule can go there.
 
     Raises:
         ValueError: it is negative, or no finite number
     """
+    epoch = plain_number(epoch)
     if isinstance(epoch, bool) or not isinstance(epoch, (int, float)) or epoch not in Range(0):
         raise ValueError(
             f"Expected non-negative epoch, but got {epoch} "
             f"({owner}: epoch must be a number in [0, inf))"
         )
+    return epoch
 
 
-def require_positive_integer(name: str, value: Any, owner: str) -> None:
-    """Check an argument.
+def require_positive_integer(name: str, value: Any, owner: str) -> int:
+    """Return an argument as a number of Python's.
 
     Raises:
         ValueError: it is no whole number above zero
     """
+    value = plain_number(value)
     if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
         raise ValueError(
             f"Expected positive integer {name}, but got {value} "
             f"({owner}: {name} must be a whole number in [1, inf))"
         )
+    return value
 
 
 def require_shape(anneal_strategy: Any, owner: str) -> None:
