@@ -139,7 +139,7 @@ class ParamGroups:
 
 
 def _is_tracing() -> bool:
-    """Whether it is the tracer that asks, on this thread."""
+    """Return whether torch.compile is tracing on this thread."""
     tracer = sys.modules["torch._dynamo.symbolic_convert"]
     return getattr(getattr(tracer, "tls", None), "current_tx", None) is not None
 

@@ -1,4 +1,4 @@
-"""What torch.distributed looks up by the class of an optimizer.
+"""Classes that torch.distributed looks up by the class of an optimizer.
 
 `DistributedDataParallel._register_fused_optim`, `ZeroRedundancyOptimizer(overlap_with_ddp=True)`
 and `as_functional_optim` step with gradients that lie in buckets, not in `param.grad`. They look
@@ -75,7 +75,7 @@ class FunctionalOptimizer:
 
 
 def _lie_where_they_lay(optimizer: Optimizer, params: Sequence[Tensor]) -> bool:
-    """Whether the parameters still are the memory that the optimizer updates."""
+    """Return whether the parameters still lie in the memory that the optimizer updates."""
     members = optimizer.param_groups[0]["params"]
     return all(m.data_ptr() == p.data_ptr() for m, p in zip(members, params, strict=True))
 

@@ -29,12 +29,12 @@ def _exact_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def is_inexact(tensor: Tensor) -> bool:
-    """Whether the tensor holds no whole numbers."""
+    """Return whether the tensor holds floating-point or complex numbers."""
     return tensor.is_floating_point() or tensor.is_complex()
 
 
 def needs_copy(tensor: Tensor) -> bool:
-    """Whether the tensor cannot hold its average: half precision, or whole numbers."""
+    """Return whether the tensor cannot hold its average: half precision or whole numbers."""
     is_plain = not is_lazy(tensor) and tensor.layout is torch.strided
     return (
         is_plain
@@ -44,7 +44,7 @@ def needs_copy(tensor: Tensor) -> bool:
 
 
 def _belongs(copy: Tensor | None, tensor: Tensor) -> TypeGuard[Tensor]:
-    """Whether this is a copy with values of such a tensor."""
+    """Return whether the copy holds the values of such a tensor."""
     return copy is not None and copy.shape == tensor.shape and not copy.is_meta
 
 
@@ -97,7 +97,7 @@ class ExactCopies:
             known.pop(place, None)
 
     def are_written(self) -> bool:
-        """Whether others have written into copies since these were noted."""
+        """Return whether others have written into copies since their versions were noted."""
         return any(_version(copy) != self._versions[at] for at, copy in self._copies.items())
 
     def get(self, place: int, tensor: Tensor) -> Tensor:

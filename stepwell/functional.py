@@ -121,7 +121,7 @@ class _Function:
         return inspect.Parameter(name, kind, default=default, annotation=hint)
 
     def call(self, args: Any, kwargs: Any) -> None:
-        """What the function does.
+        """Check the arguments of a call, then take the step.
 
         Raises:
             TypeError, ValueError, RuntimeError: an argument is not as it must be; nothing is

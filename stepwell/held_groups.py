@@ -39,7 +39,7 @@ def check_groups(groups: Any, declaration: Declaration) -> None:
 
 
 def _replacements(group: Any, declaration: Declaration, index: int) -> dict[str, Any]:
-    """What in a group must become another value; nothing for one that checks its own."""
+    """Return the values to replace in a group; none for a group that checks its own values."""
     place = f"{declaration.owner}, group {index}"
     if not isinstance(group, dict):
         raise TypeError(f"param_group must be a dict, but got {type(group)} ({place})")

@@ -44,7 +44,7 @@ class Hooks:
 
     _stepping = False
     _is_wrapper = False
-    """Whether this never was constructed: global hooks, and the profile, see what it wraps."""
+    """True if this was never constructed: global hooks and the profile see the optimizer inside."""
 
     def _make_hooks(self) -> None:
         """Make the registries that are not there yet, and a step that looks at them."""

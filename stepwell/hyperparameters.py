@@ -19,7 +19,7 @@ __all__ = ["Checked", "Hyperparameters", "columns_of", "is_elsewhere"]
 
 
 def is_elsewhere(value: Any) -> bool:
-    """Whether looking at this number would wait for a device, or there is none to look at."""
+    """Return whether reading this number would wait for a device, or is impossible."""
     return isinstance(value, Tensor) and (value.device.type != "cpu" or is_fake(value))
 
 

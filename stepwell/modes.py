@@ -13,7 +13,7 @@ __all__ = ["as_around", "is_inference", "undisturbed", "without_autocast"]
 
 
 def is_inference(tensors: Iterable[Tensor]) -> bool:
-    """Whether one of these was made in inference mode, and can be written to in that mode only."""
+    """Return whether a tensor was made in inference mode, so only that mode may write to it."""
     return any(map(Tensor.is_inference, tensors))
 
 

@@ -222,7 +222,7 @@ class Optimizer(Persistence, Flags, TorchOptimizer):  # type: ignore[misc]
         return run
 
     def _scaling(self) -> Scaling:
-        """What a GradScaler asks of this step."""
+        """Return the scale and the overflow flag that a GradScaler has set for this step."""
         return Scaling(vars(self).get("grad_scale"), vars(self).get("found_inf"))
 
     def _prepare_anew(self, scaling: Scaling) -> Callable[[], None]:
@@ -263,7 +263,7 @@ class Optimizer(Persistence, Flags, TorchOptimizer):  # type: ignore[misc]
         return True
 
     def _make_plan(self, scaling: Scaling) -> Stepper:
-        """What takes this rule's steps; a rule that is no formula overrides this."""
+        """Return the stepper of this rule; a rule that is no formula overrides this method."""
         if self.formula is None:
             raise NotImplementedError(f"{type(self).__name__} has neither an update nor a step")
         held = self._held

@@ -94,7 +94,7 @@ class Group(Checked):
         self._ends = declaration.ends
 
     def belongs_to(self, declaration: Declaration) -> bool:
-        """Whether it holds the hyperparameters of this rule."""
+        """Return whether the group holds the hyperparameters of this rule."""
         return self._declaration is declaration
 
     def __missing__(self, key: str) -> Any:

@@ -88,7 +88,7 @@ class Persistence(Hooks):
             self.init_state()
 
     def _saved_state(self) -> Mapping[Any, Any]:
-        """What `state_dict` packs; for a rule whose tensors must not be saved as they are."""
+        """Return the state to pack; a rule whose tensors must not be saved as is overrides this."""
         return self.state
 
     @outside_graphs
@@ -219,7 +219,7 @@ class Persistence(Hooks):
     # Copies
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy takes along: all but the hooks, and what was patched in from outside."""
+        """Return the attributes to copy: all but hooks and what was patched in from outside."""
         if refuse := vars(self).get("_refuse_copies"):
             # weights are exchanged, of which a copy would not know
             refuse()
@@ -279,9 +279,9 @@ class Persistence(Hooks):
 
 
 def _is_left_by_schedule(group: Mapping[str, Any]) -> bool:
-    """Whether a schedule has led the rate below zero, as torch's do one step after their end.
+    """Return whether a schedule led the rate below zero, as torch's do one step after their end.
 
-    It is loaded as it was saved: the step that would use it refuses it.
+    Such a rate is loaded as it was saved; the step that would use it raises an error.
     """
     rate = group.get("lr")
     return "initial_lr" in group and type(rate) is float and -math.inf < rate < 0

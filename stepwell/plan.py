@@ -33,7 +33,7 @@ __all__ = ["Plan", "Stepper"]
 
 
 class Stepper(Protocol):
-    """What an optimizer takes its steps with, one after the other."""
+    """The interface through which an optimizer takes its steps, one after the other."""
 
     def load(self, scaling: Scaling) -> bool:
         """Check and read what this step needs; False if all this must be made anew."""
@@ -252,12 +252,12 @@ def _is_set(found_inf: Any) -> bool:
 
 
 def _has_memory(tensor: Tensor) -> bool:
-    """Whether a tensor is what lies at its address."""
+    """Return whether the tensor's values are the memory at its address."""
     return type(tensor) in PLAIN_TYPES and tensor.layout is torch.strided
 
 
 def _is_same_memory(a: Tensor, b: Tensor) -> bool:
-    """Whether element by element these two lie at the same place."""
+    """Return whether both tensors have each element at the same place in memory."""
     return a.data_ptr() == b.data_ptr() and a.stride() == b.stride() and a.dtype is b.dtype
 
 

@@ -28,14 +28,14 @@ CALLER = "_init_optim_state", "torch.distributed.checkpoint.state_dict"
 """The function that takes the step, and its module."""
 
 DEPTH = 100
-"""How many calls may lie between that function and the step: those of hooks and wrappers."""
+"""Largest number of calls between that function and the step: those of hooks and wrappers."""
 
 
 def is_rehearsal(groups: Sequence[Group], state: Mapping[Any, Any]) -> bool:
-    """Whether no parameter has state, and it is torch.distributed.checkpoint that takes the step.
+    """Return whether no parameter has state and torch.distributed.checkpoint takes the step.
 
-    Rates and gradients do not tell: the first step of a warm-up may have a rate of zero, and
-    gradients of zero too, and counts.
+    Rates and gradients cannot tell: the first step of a warm-up may have a rate of zero, and
+    gradients of zero too, and it counts.
     """
     params = (param for group in groups for param in group["params"])
     return not any(state.get(param) for param in params) and _is_called_by_torch()

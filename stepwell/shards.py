@@ -12,7 +12,7 @@ __all__ = ["is_sharded", "mean_over", "part_of", "whole"]
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether it is a DTensor, as those of FSDP2 and of tensor parallelism are."""
+    """Return whether the tensor is a DTensor, as with FSDP2 and tensor parallelism."""
     # as long as nobody has loaded the module, there are none
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)

@@ -50,7 +50,7 @@ def create_state(
 
 
 def _is_followed(slot: Slot, group: Mapping[str, Any], param: Tensor) -> bool:
-    """Whether autograd shall find the way from what is made to what it is made of."""
+    """Return whether autograd shall track this entry back to the value it starts at."""
     source = _source(slot, group, param)
     followed = isinstance(source, Tensor) and source.requires_grad
     return followed and bool(group.get("differentiable"))

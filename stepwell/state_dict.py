@@ -137,7 +137,7 @@ class Policy:
         return dtype.to_complex() if value.is_complex() else dtype.to_real()
 
     def defers(self, value: Tensor) -> bool:
-        """Whether this tensor has no values yet, as may be."""
+        """Return whether this tensor has no values yet and may go without them for now."""
         return self.deferred and value.is_meta
 
     def check_values(self, value: Tensor, param: Tensor) -> None:
@@ -316,7 +316,7 @@ def _fit(entry: Any, place: Place, source: Group, layout: Layout | None) -> tupl
 
 
 def _lacking(name: str, slot: Slot, foreign: Sequence[str], lacks: Sequence[str]) -> str:
-    """What a saved state has not; what a transform begins anew is no reason not to load it."""
+    """Return the message for an entry that a saved state lacks; a transform may begin it anew."""
     if slot.added and not lacks:
         return f"{name} (the state dict has none; strict=False begins it anew)"
     return nearest(name, foreign, "the state dict has")

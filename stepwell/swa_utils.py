@@ -281,7 +281,7 @@ class AveragedModel(TorchAveragedModel):
         self._exact.note()
 
     def _averaged(self) -> list[Tensor]:
-        """What is averaged, each once."""
+        """Return the tensors that are averaged, each once."""
         return self._averaged_in(self.module)
 
     def _averaged_in(self, module: Any) -> list[Tensor]:
@@ -363,7 +363,7 @@ def _with_exact_values(
 
 
 def _place(value: Any) -> Any:
-    """Where a tensor lies; of a DTensor, what this process holds of it."""
+    """Return a key for the memory of a tensor; of a DTensor, that of this process's part."""
     if not isinstance(value, Tensor):
         return None
     part = value.to_local() if hasattr(value, "to_local") else value

@@ -93,9 +93,9 @@ def _check_saves_the_same(wrapper: Any, inner: Any, name: str, owner: str) -> No
 
 
 def _saves(holder: Any) -> frozenset[Any]:
-    """What a state dict has: its keys, and those of the state of each parameter.
+    """Return the keys of a state dict, and those of the state of each parameter.
 
-    One that cannot be looked at is an error, which is like no other.
+    If the state dict cannot be read, return an error instead, which equals nothing else.
     """
     try:
         state_dict = holder.state_dict()

@@ -199,7 +199,7 @@ def test_a_file_of_torchs_class(tmp_path: Path, name: str) -> None:
 def test_to_ask_before_the_first_step_is_no_step(
     name: str, options: dict[str, Any], as_tensor: bool
 ) -> None:
-    """What is asked for is all there, nothing is counted, and what follows is as if not asked."""
+    """Asking returns all entries and counts no step; the steps after it are as without it."""
     lr = torch.tensor(0.01) if as_tensor else 0.01
     trainings = [made(stepwell, name, {**options, "lr": lr}) for _ in range(2)]
     saved = get_optimizer_state_dict(*trainings[0])

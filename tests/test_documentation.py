@@ -24,7 +24,7 @@ BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```)?", re.MULTI
 
 @dataclass(frozen=True)
 class Example:
-    """What a reader pastes, and what the page says that it prints, if it says so."""
+    """The code that a reader pastes, and the output that the page shows for it, if any."""
 
     place: str
     code: str

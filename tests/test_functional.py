@@ -118,7 +118,7 @@ SGD: dict[str, Any] = {
 
 
 def _lists(count: int = 2) -> list[list[Tensor]]:
-    """What adamw takes, at the start."""
+    """Return the lists that adamw takes at the first step."""
     made: list[list[Tensor]] = [
         [torch.full((3,), v) for _ in range(count)] for v in (1.0, 0.5, 0.0, 0.0)
     ]

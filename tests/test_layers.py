@@ -255,7 +255,7 @@ def test_a_name_that_is_not_there_says_where_to_look(name: str, remedy: str) -> 
 
 
 def _last_line(script: str) -> str:
-    """What the interpreter says last about a script that fails."""
+    """Return the last line that the interpreter prints about a script that fails."""
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, cwd=ROOT, text=True)
     return done.stderr.splitlines()[-1]
 

@@ -22,7 +22,7 @@ from .test_modes import AROUND
 
 
 def walked(optimizer: Any, loss: Callable[[], Tensor], around: Any = nullcontext) -> Any:
-    """What two steps, a save, a load and another two steps lead to."""
+    """Return values and state after two steps, a save, a load and another two steps."""
     closure = closure_of(optimizer, loss)
     with around():
         for _ in range(2):

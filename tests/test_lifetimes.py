@@ -58,7 +58,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _left(make: Callable[[list[Any]], Any], use: Callable[[Any], Any]) -> list[str]:
-    """What is still there after an optimizer, and all that is known of it, has been let go."""
+    """Return the names of the objects that outlive an optimizer and all references to it."""
     params = [nn.Parameter(torch.ones(SHAPE)) for _ in range(2)]
     optimizer = make(params)
     kept = use(optimizer)

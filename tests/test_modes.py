@@ -39,7 +39,7 @@ def _made(name: str, request: dict[str, bool], params: list[Any], **options: Any
 
 
 def _walked(name: str, request: dict[str, bool], around: Any, outer: Any = nullcontext) -> Any:
-    """Where steps lead, with a load in the middle."""
+    """Return the parameters after three steps with a load in the middle."""
     with outer():
         params = [torch.nn.Parameter(numbers((4, 3), torch.float32, i)) for i in range(3)]
         optimizer = _made(name, request, params)

@@ -39,7 +39,7 @@ def seen(scheduler: Any) -> Any:
 
 
 def error_of(call: Any, *arguments: Any) -> str | None:
-    """What is said of a mistake of the user's; anything else is one of ours, and raised."""
+    """Return the message of an error that tells of a mistake by the user; raise any other."""
     try:
         call(*arguments)
     except (TypeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""What each version of torch has: names, arguments and defaults, as a table that is kept as data.
+"""Names, arguments and defaults of each version of torch, as a table that is kept as data.
 
 A test that runs with one torch can so ask for what a newer one has. For each thing,
 torch_versions.json has the versions in which it came or changed.
@@ -61,13 +61,13 @@ def _things(package: str, modules: tuple[str, ...] = MODULES) -> Iterator[tuple[
 
 
 def _is_of(owner: type, function: Any) -> bool:
-    """Whether a class has defined this; torch puts hooks around an inherited step too."""
+    """Return whether a class itself defines this; torch puts hooks around an inherited step too."""
     inner = inspect.unwrap(function) if inspect.isfunction(function) else None
     return inner is not None and inner.__qualname__.startswith(f"{owner.__name__}.")
 
 
 def surface() -> dict[str, Any]:
-    """What the installed torch has, by path: arguments, or the names that a module lists."""
+    """Return what the installed torch has, by path: arguments, or the names in a module."""
     return dict(_things("torch.optim"))
 
 
@@ -78,7 +78,7 @@ NEWEST = max([version_of(since) for history in TABLE.values() for since in histo
 
 
 def at(version: Version) -> dict[str, Any]:
-    """What this version of torch has, by path."""
+    """Return what this version of torch has, by path."""
     found = {}
     for path, history in TABLE.items():
         past = [value for since, value in history.items() if version_of(since) <= version]

@@ -142,7 +142,7 @@ class Launch:
         return facts_hold(self._now, self._grads) and self._is_apart()
 
     def _is_apart(self) -> bool:
-        """Whether what is written shares no memory; worked out again when something has moved."""
+        """Return whether the written tensors share no memory; recompute when a tensor has moved."""
         slots = self.cohort.program.element_slots
         states = (state[n] for state in self.cohort.states for n in slots if n in state)
         written = [*self.cohort.params, *states]

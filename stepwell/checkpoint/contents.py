@@ -35,7 +35,7 @@ __all__ = [
 
 
 PARTS = ("model", "optimizer", "scheduler", "extra")
-"""What a training is saved as, mostly."""
+"""The parts that most checkpoints have."""
 
 
 def describe(

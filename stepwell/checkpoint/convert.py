@@ -34,12 +34,12 @@ __all__ = ["convert", "from_torch", "to_torch"]
 
 PARTS = ("model", "averaged", "scheduler", "extra")
 UNSAFE = re.compile(r"(?:GLOBAL|[Uu]nsupported class) ([A-Za-z_][\w.]*)")
-"""How torch says that a file asks for something that is no tensor or plain value."""
+"""Torch's message about a file that asks for something other than a tensor or plain value."""
 
 SUFFIX = ".safetensors"
 
 LISTED = 20
-"""How many entries of `extra` are named."""
+"""Largest number of entries of `extra` that are named."""
 
 REPEATS, SPARE = 16, 1 << 26
 """How often the bytes of a file may be repeated in what is made of it, and bytes beyond that."""
@@ -215,7 +215,7 @@ def _refusing() -> Iterator[None]:
 def _description(
     packer: Packer, parts: dict[str, Any], names: Sequence[str] | None
 ) -> tuple[dict[str, Any], list[str | None]]:
-    """What the header says of these parts, and what its user has to know of the optimizer."""
+    """Return the header's entries for these parts, and the user's notes on the optimizer."""
     others = {part: packer.pack(parts[part], part) for part in parts if part != "optimizer"}
     if "optimizer" not in parts:
         return others, []

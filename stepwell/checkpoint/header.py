@@ -206,12 +206,12 @@ def check_length(start: bytes, num_bytes: int) -> int:
 
 
 def is_of_torch(start: bytes) -> bool:
-    """Whether a file that starts like this may be one of `torch.save`, of now or of old."""
+    """Return whether a file with these first bytes may be one of `torch.save`, new or old."""
     return start.startswith((b"PK\x03\x04", b"\x80"))
 
 
 def _stranger(start: bytes) -> str:
-    """What a file is that does not start as a checkpoint does."""
+    """Describe a file that does not start as a checkpoint does."""
     if is_of_torch(start):
         return (
             "is a file of torch.save: python -m stepwell checkpoint convert IN OUT makes a "

@@ -1,7 +1,7 @@
-"""What in a file of torch is the model, what the optimizer and what the schedule.
+"""Find the model, the optimizer and the schedule in a file of torch.
 
-People, and the libraries that they train with, save these under various keys; state dicts of
-optimizers and schedules are also known by what is in them.
+People, and the libraries that they train with, save these parts under various keys. State dicts of
+optimizers and schedules are also recognized by their entries.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ SCHEDULES = (
 """Keys that only the state dicts of schedules have: torch's, ReduceLROnPlateau's, mmengine's."""
 
 DEEPEST = 6
-"""How deep state dicts are looked for in what becomes `extra`."""
+"""Depth to which the part that becomes `extra` is searched for state dicts."""
 
 
 class Parts(NamedTuple):
-    """What was recognized.
+    """The parts that were recognized in a file.
 
     Attributes:
         found: state dicts under "model", "averaged", "optimizer" and "scheduler", and everything
@@ -117,7 +117,7 @@ def _is_optimizer(value: Any) -> bool:
 
 
 def _beside(state_dict: Any) -> dict[Any, Any]:
-    """What wrappers have put into the state dict of an optimizer, as the scale of a loss."""
+    """Return the entries that wrappers added to an optimizer's state dict, such as a loss scale."""
     if not _is_optimizer(state_dict):
         return {}
     return {k: value for k, value in state_dict.items() if k not in ("state", "param_groups")}
@@ -150,7 +150,7 @@ def _chosen(content: Mapping[Any, Any], part: str, asked: str | None) -> str | N
 
 
 def _places(content: Mapping[Any, Any], part: str) -> Iterator[str]:
-    """Where state dicts of this kind are: under keys that say so, or such as are known anyway."""
+    """Yield the places of state dicts of this kind, found by their key or by their entries."""
     is_one = {"optimizer": _is_optimizer, "scheduler": _is_schedule}.get(part, lambda _: False)
     for key, value in content.items():
         is_spelt = key in SPELLINGS[part]
@@ -167,7 +167,7 @@ def _places(content: Mapping[Any, Any], part: str) -> Iterator[str]:
 
 
 def _at(content: Any, place: str) -> Any:
-    """What is at a place such as "optimizer_states.0", or None."""
+    """Return the value at a place such as "optimizer_states.0", or None."""
     if isinstance(content, Mapping) and place in content:
         return content[place]
     key, _, rest = place.partition(".")
@@ -198,7 +198,7 @@ def _without(content: Mapping[Any, Any], places: Sequence[str]) -> dict[Any, Any
 
 
 def _left(extra: Mapping[Any, Any]) -> list[str]:
-    """What is left: places of what seems to be a part of a training, then everything else."""
+    """Return the places that are left: first those that seem to be parts of a training."""
     known: list[str] = []
     others: list[str] = []
     for key, item in extra.items():
@@ -210,7 +210,7 @@ def _left(extra: Mapping[Any, Any]) -> list[str]:
 
 
 def _trained(value: Any, place: str, seen: frozenset[int] = frozenset()) -> Iterator[str]:
-    """Where there seem to be optimizers, schedules and models."""
+    """Yield the places that seem to hold optimizers, schedules and models."""
     kinds = {"an optimizer": _is_optimizer, "a schedule": _is_schedule, "tensors": _is_model}
     for words, is_one in kinds.items():
         if is_one(value):

@@ -1,4 +1,4 @@
-"""What to tell a user whose training a file does not fit: each tensor once."""
+"""Compose the error for a file that does not fit a training; each tensor is listed once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .header import CheckpointError
 __all__ = ["refusal"]
 
 LINES = 100
-"""How much of each kind of misfit an error lists; its `report` has all."""
+"""Largest number of misfits of each kind that an error lists; its `report` has all."""
 
 MODULE = re.compile(r"(model|averaged): (\S+)")
 PARAM = re.compile(r"(?!(?:scheduler|optimizer): )(\S+?)(?::? |$)")

@@ -14,7 +14,7 @@ from .contents import composition_of, rule_of, without_transforms
 __all__ = ["rule_differences"]
 
 LATER = (*EXECUTION, "maximize", "decoupled_weight_decay")
-"""What has joined torch's rules over the years, as keyword arguments too: older files lack it."""
+"""Hyperparameters that torch added later, like keyword-only arguments; older files lack them."""
 
 PART = re.compile(r"(?:\(|, )([^=]+)=(\w+)")
 """A name and a rule in what combined optimizers are called."""
@@ -50,7 +50,7 @@ def rule_differences(
 
 
 def _renamed(rule: str, own: str) -> str:
-    """What to do about combined optimizers that only go by other names."""
+    """Return the remedy if combined optimizers differ only in their names, else an empty text."""
     saved, ours = PART.findall(without_transforms(rule)), PART.findall(own)
     if not saved or sorted(kind for _, kind in saved) != sorted(kind for _, kind in ours):
         return ""
@@ -94,7 +94,7 @@ def _values(group: Mapping[str, Any], foreign: set[str], optimizer: Optimizer) -
 
 
 def _lacking(group: Mapping[str, Any], optimizer: Optimizer) -> list[str]:
-    """What says that a file which does not know its rule is of another one."""
+    """Return the signs that a file without the name of its rule was saved by another rule."""
     names = [
         field.name
         for field in optimizer.declaration.fields.values()

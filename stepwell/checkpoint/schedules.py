@@ -104,7 +104,7 @@ def _holds_parts(key: str, value: Any, own: Mapping[str, Any]) -> bool:
 
 
 def _has_all(value: Any, mine: Any, matched: Match) -> bool:
-    """Whether both lists have an item for each group."""
+    """Return whether both lists have an item for each group."""
     if not isinstance(value, list) or not isinstance(mine, list):
         return False
     sources = [source for origins in matched.origins for source in origins]
@@ -112,7 +112,7 @@ def _has_all(value: Any, mine: Any, matched: Match) -> bool:
 
 
 def restorer(scheduler: Any) -> Callable[[], None]:
-    """What gives a schedule, its parts and what they call their present state back."""
+    """Return a function that restores the present state of a schedule, its parts and callables."""
     kept: dict[int, tuple[Any, dict[str, Any]]] = {}
 
     def remember(part: Any) -> Any:

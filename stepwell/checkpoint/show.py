@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 ROWS, LONGEST = 50, 200
-"""How many values are listed, and how long one may be."""
+"""Largest number of values that are listed, and of characters in each."""
 
 LONG = ("change", "hyperparameters", "parameter", "tensor", "value", "what")
 """Columns of long texts."""
@@ -77,7 +77,7 @@ def groups_table(file: File) -> Table:
 
 
 def values_table(file: File) -> Table | None:
-    """Where the schedule stands, and what was saved as `extra`; None if there is neither."""
+    """Return the state of the schedule and the saved `extra`; None if there is neither."""
     found = table("what", "value")
     rows = [*_schedule_rows(file), *_rows(_unpacked(file, "extra"), "extra")]
     for what, value in shown_rows(rows):

@@ -404,5 +404,5 @@ def _check_member(name: Any, member: Any) -> None:
 
 
 def _are_same(one: Sequence[object], other: Sequence[object]) -> bool:
-    """Whether both have the very same items, in the same order."""
+    """Return whether both hold the very same objects in the same order."""
     return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))

@@ -24,7 +24,7 @@ class JoinedState(MutableMapping[Any, Any]):
         return [*(member.state for member in self._members.values()), self._outer]
 
     def _home(self, key: Any) -> dict[Any, Any]:
-        """Where the key is, or, if it is nowhere, where it belongs."""
+        """Return the dict that holds the key, or, if none does, the dict to which it belongs."""
         for part in self._parts():
             if key in part:
                 return part

@@ -17,10 +17,10 @@ __all__ = ["Together"]
 
 
 class Together:
-    """What takes a step of all optimizers: all are prepared before the first one moves.
+    """The steps of several optimizers, all prepared before the first one moves.
 
-    Between the two no hook runs: it might replace a gradient that has been read. So hooks that come
-    before a step run before all else, and those that come after it when all have moved.
+    No hook runs in between, because it might replace a gradient that has been read. Hooks that come
+    before a step therefore run first, and hooks that come after a step run when all have moved.
     """
 
     def __init__(self, members: Mapping[str, TorchOptimizer]) -> None:
@@ -58,7 +58,7 @@ class Together:
 
 
 def _is_plain(member: TorchOptimizer) -> TypeGuard[Optimizer]:
-    """Whether its step is that of `Optimizer`; torch's schedules may take note of its calls."""
+    """Return whether the step is that of `Optimizer`, at most patched by torch's schedules."""
     if type(member).step is not Optimizer.step:
         return False
     step: Any = vars(member).get("step")

@@ -14,13 +14,13 @@ __all__ = ["Followed", "Number", "added", "divide", "exponential", "is_fake", "i
 
 
 def is_fake(value: Tensor) -> bool:
-    """Whether a tensor has no numbers, only a shape and a dtype."""
+    """Return whether a tensor has no numbers, only a shape and a dtype."""
     # torch loads its class with the mode that makes them
     return value.is_meta or type(value).__name__ == "FakeTensor"
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a real number, or a Tensor of one."""
+    """Return whether a value is a real number, or a Tensor of one."""
     if isinstance(value, Tensor):
         return value.numel() == 1 and not value.is_complex()
     return isinstance(value, numbers.Real) and not isinstance(value, bool)

@@ -146,7 +146,7 @@ def started_at(rate: Number, floor: Number, value: float, others: Sequence[Numbe
 
 
 def is_above(rate: Number, others: Sequence[Number]) -> bool:
-    """Whether a rate is higher than all others."""
+    """Return whether a rate is higher than all others."""
     return not any(rate <= other for other in others)
 
 

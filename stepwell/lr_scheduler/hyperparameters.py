@@ -58,7 +58,7 @@ def _held(group: Mapping[str, Any], key: str, index: int | None) -> Any:
 
 
 def holds(group: Mapping[str, Any], name: str) -> bool:
-    """Whether there is such a hyperparameter in a group."""
+    """Return whether a group has this hyperparameter."""
     return _split(name)[0] in group
 
 
@@ -103,7 +103,10 @@ def check(groups: Groups, name: str, values: Sequence[Number]) -> None:
 def _prepared(
     groups: Groups, name: str, values: Sequence[Any], made: Mapping[str, Any]
 ) -> tuple[Groups, str, Any, Any]:
-    """Where to write under which key, what, and how: checked together, or one by one in writing."""
+    """Return the groups, the key, the values and the function that writes one value.
+
+    The values are checked together here, or one by one as they are written.
+    """
     if len(values) != len(groups) or not groups:
         raise ValueError(f"{name}: got {len(values)} values for {len(groups)} groups")
     key, index = _split(name)
@@ -189,7 +192,7 @@ class _Filler:
 
 
 def are_plain(values: Sequence[Any]) -> bool:
-    """Whether all values are numbers of Python's own."""
+    """Return whether all values are plain Python numbers."""
     return PLAIN.issuperset(map(type, values))
 
 

@@ -222,7 +222,7 @@ def _phases(total_steps: int, pct_start: float, three_phase: bool) -> list[dict[
 
 
 def _is_phase(phase: Any) -> bool:
-    """Whether this is a phase as `_phases` makes it."""
+    """Return whether this is a phase as `_phases` makes it."""
     if not isinstance(phase, Mapping) or not is_number(phase.get("end_step")):
         return False
     ways = ("start_lr", "end_lr", "start_momentum", "end_momentum")

@@ -318,7 +318,7 @@ class LRScheduler(TorchLRScheduler):
         self._write(values, groups)
 
     def _values_of(self, state: Mapping[str, Any]) -> dict[str, list[Number]]:
-        """What belongs to a state that has just been taken over."""
+        """Return the values that belong to a state that has just been loaded."""
         names = self._names()
         values = {"lr": state["_last_lr"]} if "_last_lr" in state and "lr" in names else {}
         if not values.keys() >= set(names) and self.last_epoch >= 0:

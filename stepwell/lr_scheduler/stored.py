@@ -1,4 +1,4 @@
-"""What a loaded state may hold: of each entry, what is there already says the kind."""
+"""Check a loaded state: each entry must be of the same kind as the attribute it replaces."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ KEPT = (
     *("max_lrs", "min_lrs", "default_min_lr", "best", "mode_worse", "num_bad_epochs"),
     "cooldown_counter",
 )
-"""What schedules keep beside their arguments."""
+"""Attributes that schedules keep beside their arguments."""
 
 
 @cache
 def declared_attributes(kinds: tuple[type, ...]) -> frozenset[str]:
-    """What this package keeps in a schedule of these classes: its arguments, and `KEPT`."""
+    """Return this package's attributes in these classes: their arguments, and `KEPT`."""
     root = __name__.partition(".")[0]
     made = [base.__init__ for base in kinds if base.__module__.partition(".")[0] == root]  # type: ignore[misc]
     arguments = [signature(each).parameters for each in made]

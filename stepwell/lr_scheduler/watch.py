@@ -1,7 +1,7 @@
-"""What schedules know of their optimizer's life: has it stepped, what was loaded into it or set?
+"""Record what happens to an optimizer for its schedules: steps, loads, and values the user sets.
 
-One optimizer may have many schedules. All of them share what is remembered here, and it is given up
-with the optimizer.
+One optimizer may have many schedules. All of them share the record, which is freed with the
+optimizer.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def look(optimizer: Optimizer) -> None:
 def _changed(
     before: Mapping[str, Any], after: Mapping[str, Any], meant: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What is no longer as it stood; of a tuple such as betas, the items that are not."""
+    """Return the changed values; unchanged items of a tuple such as betas come from `meant`."""
     changed = {key: v for key, v in after.items() if not are_alike([before.get(key), v])}
     for key, value in changed.items():
         stood, kept = before.get(key), meant.get(key)
@@ -174,7 +174,7 @@ def has_stepped(optimizer: Optimizer) -> bool:
 
 
 def has_trained(optimizer: Optimizer) -> bool:
-    """Whether the optimizer holds state of a step, which it has taken or loaded."""
+    """Return whether the optimizer holds the state of a step that it has taken or loaded."""
     states = getattr(optimizer, "state", {}).values()
     counts = [state.get("step", 1) for state in states if isinstance(state, Mapping) and state]
     # some make their state in the constructor, with a count of zero

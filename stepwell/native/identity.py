@@ -129,8 +129,14 @@ differs:
 
 
 class Checks(NamedTuple):
-    """Whether a list holds these objects; whether a dict has these keys and these values; whether
-    a list holds these dicts, of these sizes, that hold these lists under a key."""
+    """Comparisons by identity.
+
+    Attributes:
+        items: returns whether a list holds these objects
+        entries: returns whether a dict has these keys and these values
+        groups: returns whether a list holds these dicts, of these sizes, that hold these lists
+            under a key
+    """
 
     items: Callable[[Any, list[Any]], Any]
     entries: Callable[[Any, list[Any], list[Any]], Any]

@@ -33,7 +33,7 @@ def overlapping(starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]) -> F
 
 
 class Span(NamedTuple):
-    """Where a tensor lies: its first byte, the end of its last element, and its steps in bytes."""
+    """The memory of a tensor: its first byte, the end of its last element, its steps in bytes."""
 
     start: int
     end: int
@@ -43,7 +43,7 @@ class Span(NamedTuple):
 
     @classmethod
     def of(cls, tensor: Tensor) -> Span:
-        """That of a strided tensor; on the meta device it has no bytes."""
+        """Return the span of a strided tensor; on the meta device the span has no bytes."""
         shape, itemsize = tuple(tensor.shape), tensor.element_size()
         steps = tuple(step * itemsize for step in tensor.stride())
         start = tensor.data_ptr()
@@ -53,7 +53,7 @@ class Span(NamedTuple):
 
     @property
     def is_stretch(self) -> bool:
-        """Whether it has no gaps."""
+        """Return whether the span has no gaps."""
         return math.prod(self.shape) * self.itemsize == self.end - self.start
 
 

@@ -142,7 +142,7 @@ class Muon(Optimizer):
 
 
 class _Stepper:
-    """What takes the steps: batches of matrices, gathered anew each time."""
+    """The stepper of Muon: it gathers batches of matrices anew at each step."""
 
     def __init__(
         self, declaration: Declaration, groups: list[dict[str, Any]], state: dict[Tensor, Any]
@@ -178,7 +178,7 @@ class _Stepper:
                     _step(batch)
 
     def describe(self) -> list[str]:
-        """What runs a step."""
+        """Return one line that describes how a step runs."""
         return ["batches of matrices"]
 
     def _pieces(self, rows: list[Row]) -> list[Piece]:

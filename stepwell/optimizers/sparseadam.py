@@ -85,7 +85,7 @@ class SparseAdam(Optimizer):
 
 
 def _counts(state: Any) -> bool:
-    """Whether it is the state of a parameter, and not what somebody else has put there."""
+    """Return whether this is the state of a parameter, and not an entry of other code."""
     return isinstance(state, dict) and "step" in state
 
 

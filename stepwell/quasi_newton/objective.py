@@ -86,17 +86,17 @@ class Objective:
             param.copy_(part_of(numbers, param))
 
     def is_finite(self) -> bool:
-        """Whether all parameters are, where they have been moved to."""
+        """Return whether all parameters are finite where they have been moved to."""
         return all(math.isfinite(largest(real)) for real in self._reals)
 
     def evaluate(self) -> tuple[Any, float, Tensor]:
-        """What the closure returns, that as a number, and the gradient."""
+        """Return the closure's result, the loss as a number, and the gradient."""
         with torch.enable_grad():
             returned = self._closure()
         return returned, *self.read(returned)
 
     def read(self, returned: Any) -> tuple[float, Tensor]:
-        """What an evaluation has found: the loss, given what the closure returned, and gradient."""
+        """Count an evaluation; return its loss, from the closure's result, and the gradient."""
         self.evaluations += 1
         if self._pairs:
             mesh = self._pairs[0][0].device_mesh
@@ -133,7 +133,7 @@ class Objective:
 
 
 def needs_closure(got: Any) -> str:
-    """What is said where a step has no closure: Python's words, and what to write."""
+    """Return the error text for a step without a closure: Python's words, then the remedy."""
     words = "LBFGS.step() missing 1 required positional argument: 'closure'"
     if got is not None:
         words = f"LBFGS.step(): '{type(got).__name__}' object is not callable"

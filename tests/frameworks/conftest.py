@@ -1,4 +1,4 @@
-"""What the tests of all frameworks share."""
+"""Settings and fixtures that the tests of all frameworks share."""
 
 from __future__ import annotations
 

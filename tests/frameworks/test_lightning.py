@@ -309,7 +309,7 @@ def test_optimization_by_hand() -> None:
 
 
 class Looked(Module):
-    """What a user does with `self.optimizers()`."""
+    """A module that uses `self.optimizers()` as users do."""
 
     def on_train_epoch_end(self) -> None:
         wrapped, inner = self.optimizers(), self.optimizers(use_pl_optimizer=False)
