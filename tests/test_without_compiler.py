@@ -1,4 +1,4 @@
-"""Where llvmlite is missing, or does not work, do others take over, and is it said once?"""
+"""Do other back-ends take over where llvmlite is missing or does not work, and is it said once?"""
 
 from __future__ import annotations
 
